@@ -1,0 +1,63 @@
+"""Bake expensive training data once; know when it is stale; read it at the speed of memory."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parbake.loaders.dataset import StoreDataset
+    from parbake.producers.bake import Progress, bake, repair
+    from parbake.producers.dry_run import DryRun, dry_run
+    from parbake.producers.executors import process_pool
+    from parbake.producers.function import from_function
+    from parbake.store.keys import Change, Freshness, Keys, Producer
+    from parbake.store.layout import Coord, Field
+    from parbake.store.store import FieldArray, Store, open_store
+    from parbake.store.verify import Damage, VerifyReport
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "parbake.loaders.dataset": ("StoreDataset",),
+    "parbake.producers.bake": ("Progress", "bake", "repair"),
+    "parbake.producers.dry_run": ("DryRun", "dry_run"),
+    "parbake.producers.executors": ("process_pool",),
+    "parbake.producers.function": ("from_function",),
+    "parbake.store.keys": ("Change", "Freshness", "Keys", "Producer"),
+    "parbake.store.layout": ("Coord", "Field"),
+    "parbake.store.store": ("FieldArray", "Store", "open_store"),
+    "parbake.store.verify": ("Damage", "VerifyReport"),
+    "parbake.errors": (
+        "DamagedStoreError",
+        "KeysError",
+        "NoSpaceError",
+        "NotAStoreError",
+        "NotReproducibleError",
+        "ParbakeError",
+        "ProducerError",
+        "RecipeError",
+        "SchemaError",
+        "StaleStoreError",
+        "StoreNotFoundError",
+        "StoreReplacedError",
+        "TeacherFileError",
+        "UnfinishedStoreError",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [*sorted(_HOME_OF), "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name's module on first use: ``import parbake`` itself stays fast."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'parbake' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME_OF]
