@@ -1,0 +1,209 @@
+"""Invalidation keys: canonical JSON of everything that values depend on, its digest, differences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+
+from parbake.errors import KeysError, SchemaError
+from parbake.store.capture import Captured, capture
+from parbake.store.layout import Field, check_schema
+from parbake.store.source import is_user_code
+
+JSON: TypeAlias = Any  # what json.dumps takes, without NaN and infinities
+ABSENT = "(absent)"
+
+
+@runtime_checkable
+class Producer(Protocol):
+    """Computes fields for a range of samples; knows what its values depend on.
+
+    ``produce(start, stop, fields)`` gives ``{field: array [stop - start, *shape]}`` for at least the
+    named fields, in NumPy or torch on any device, from the recipe and the sample index alone.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    def schema(self) -> Mapping[str, Field]: ...
+    def invalidation_keys(self) -> Mapping[str, JSON]: ...
+    def __len__(self) -> int: ...
+    def produce(self, start: int, stop: int, fields: Sequence[str]) -> Mapping[str, Any]: ...
+
+
+def canonical(value: JSON) -> str:
+    """``value`` as the one JSON text that equal values have.
+
+    Takes None, bool, int, finite float, str, and lists and dicts (string keys) of them; NumPy scalars
+    by ``.item()``. Raises KeysError with the path of anything else.
+    """
+    return json.dumps(
+        _plain(value, ""), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    )
+
+
+def _plain(value: Any, path: str) -> JSON:
+    if hasattr(value, "dtype") and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        if not math.isfinite(value):
+            raise KeysError(f"{path or 'value'}: {value} cannot be an invalidation key; name it in words")
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise KeysError(f"{path or 'value'}: key {key!r} is not a string")
+        return {key: _plain(item, f"{path}.{key}" if path else key) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
+    raise KeysError(f"{path or 'value'}: {type(value).__name__} cannot be an invalidation key")
+
+
+def digest(value: JSON) -> str:
+    """SHA-256 of ``canonical(value)``, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of a store or a producer: the shared ones and each field's own, as plain JSON."""
+
+    shared: Mapping[str, JSON]
+    fields: Mapping[str, Mapping[str, JSON]]
+
+    @property
+    def digest(self) -> str:
+        """Names a cache entry: digest of the shared keys."""
+        return digest(self.shared)
+
+    def field_digest(self, field: str) -> str:
+        """Digest of everything one field's values depend on, its storage form included."""
+        return digest({"shared": self.shared, "field": self.fields[field]})
+
+
+@dataclass(frozen=True)
+class Change:
+    """One invalidation key that differs. ``field`` is None for a shared key."""
+
+    field: str | None
+    path: str
+    stored: JSON
+    wanted: JSON
+
+    def __str__(self) -> str:
+        where = f"field {self.field!r}: {self.path}" if self.field else self.path
+        return f"{where}: {_shown(self.stored)} -> {_shown(self.wanted)}"
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """Whether stored keys equal the wanted ones; true when fresh, else ``changes`` says why not."""
+
+    changes: tuple[Change, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.changes
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.changes)) if self.changes else "fresh"
+
+
+def producer_keys(producer: Producer, *, rehash: bool = False) -> tuple[Keys, dict[str, Field]]:
+    """The keys and the checked schema of a producer.
+
+    What the producer says is captured (arrays, files, modules and callables by content, see
+    ``capture``), then its name, version and source are added, and to each field its shape, dtype,
+    dims, units and coordinates. Producers that parbake ships have ``version`` instead of source.
+    ``rehash``: do not trust remembered hashes of files. Raises KeysError, SchemaError.
+    """
+    schema = check_schema(producer.schema())
+    captured = Captured(rehash=rehash)
+    shared: dict[str, JSON] = {
+        "producer": str(producer.name),
+        "version": int(producer.version),
+        "keys": capture(dict(producer.invalidation_keys()), captured),
+    }
+    fields = {name: _field_keys(name, f, captured) for name, f in schema.items()}
+    if is_user_code(type(producer)):
+        captured.add_definition(type(producer))
+    if captured.source:
+        shared["source"] = dict(captured.source)
+    if captured.bound:
+        shared["globals"] = dict(captured.bound)
+    keys = Keys(shared, fields)
+    canonical({"shared": shared, "fields": fields})  # raises on whatever slipped through
+    return keys, schema
+
+
+def _field_keys(name: str, f: Field, captured: Captured) -> dict[str, JSON]:
+    coords = {
+        dim: {"units": coord.units, "values": capture(coord.values, captured)}
+        for dim, coord in sorted(f.coords.items())
+    }
+    keys: dict[str, JSON] = {
+        "shape": list(f.shape),
+        "dtype": f.dtype.str,
+        "dims": list(f.dims),
+        "units": f.units,
+        "allow_nan": f.allow_nan,
+        "coords": coords,
+    }
+    if clash := keys.keys() & f.keys.keys():
+        raise SchemaError(f"field {name!r}: keys {sorted(clash)} are parbake's own; rename them")
+    keys.update(capture(dict(f.keys), captured, f"field {name!r}"))
+    return keys
+
+
+def compare(stored: Keys, wanted: Keys, *, fields: Sequence[str] | None = None) -> Freshness:
+    """What differs between stored and wanted keys, shared ones first.
+
+    ``fields`` limits the comparison of fields to those named; a field on one side only is a change.
+    """
+    changes = [
+        Change(None, _short(path), old, new) for path, old, new in _differences(stored.shared, wanted.shared)
+    ]
+    names = fields if fields is not None else [*stored.fields, *(wanted.fields.keys() - stored.fields.keys())]
+    for name in names:
+        if name not in stored.fields or name not in wanted.fields:
+            sides = ["baked" if name in side.fields else ABSENT for side in (stored, wanted)]
+            changes.append(Change(name, "field", *sides))
+            continue
+        changes += [
+            Change(name, path, old, new)
+            for path, old, new in _differences(stored.fields[name], wanted.fields[name])
+        ]
+    return Freshness(tuple(changes))
+
+
+def without_source(keys: Keys) -> Keys:
+    """``keys`` less the source of foreign definitions: what ``accept_source`` compares."""
+    return Keys({k: v for k, v in keys.shared.items() if k != "source"}, keys.fields)
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("keys.")
+
+
+def _differences(stored: JSON, wanted: JSON, path: str = "") -> Iterator[tuple[str, JSON, JSON]]:
+    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
+        for key in sorted(stored.keys() | wanted.keys()):
+            inner = f"{path}.{key}" if path else key
+            yield from _differences(stored.get(key, ABSENT), wanted.get(key, ABSENT), inner)
+    elif canonical(stored) != canonical(wanted):
+        yield path, stored, wanted
+
+
+def _shown(value: JSON) -> str:
+    if isinstance(value, str):
+        return value[:12] if len(value) == 64 else value
+    if isinstance(value, Mapping) and "sha256" in value:
+        return cast(str, value["sha256"])[:12]
+    text = canonical(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
