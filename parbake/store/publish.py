@@ -1,0 +1,193 @@
+"""Where a bake happens beside its store, who may, and how the result takes the store's place."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parbake.errors import NotAStoreError, UnfinishedStoreError
+from parbake.store.keys import canonical
+from parbake.store.zarr_dir import ROOT, sync_folder, write_durably
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
+
+
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """The path that a bake writes to: links followed, so that all names of a store share one lock."""
+    return Path(path).expanduser().resolve()
+
+
+def staging_root(target: Path) -> Path:
+    """The folder beside a store in which bakes of it lie until they are whole."""
+    return target.with_name(f"{target.name}.baking")
+
+
+@dataclass(frozen=True)
+class Staging:
+    """One bake in progress: ``folder/plan.json``, ``records/``, ``scalars/``, ``spool/`` and ``store/``."""
+
+    folder: Path
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def intent(self) -> Path:
+        return self.folder / "swap.json"
+
+    def record(self, slab: int) -> Path:
+        """A slab with a record is complete: the records are the journal."""
+        return self.folder / "records" / f"{slab}.json"
+
+    def scalars(self, field: str, slab: int) -> Path:
+        return self.folder / "scalars" / field / f"{slab}.bin"
+
+    def spool(self, slab: int) -> Path:
+        return self.folder / "spool" / str(slab)
+
+    def remove(self) -> None:
+        """Remove the bake, and the folder of bakes when it was the last. The journal goes first."""
+        with contextlib.suppress(FileNotFoundError):
+            self.plan.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A bake that began and did not end."""
+
+    staging: Staging
+    slabs_done: int
+    slabs: int
+    command: str | None
+    plan: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        how = f"resume with '{self.command}'" if self.command else "run the same bake again to resume"
+        return f"unfinished bake: {self.slabs_done} of {self.slabs} slabs; {how}"
+
+
+def unfinished_bakes(path: str | os.PathLike[str]) -> list[Unfinished]:
+    """The bakes of a store that can be resumed."""
+    found = []
+    root = staging_root(resolved(path))
+    for plan_file in sorted(root.glob("*/plan.json")):
+        try:
+            plan = json.loads(plan_file.read_bytes())
+            staging = Staging(plan_file.parent)
+            done = len(list(staging.record(0).parent.glob("*.json")))
+            found.append(Unfinished(staging, min(done, plan["slabs"]), plan["slabs"], plan["command"], plan))
+        except (OSError, ValueError, KeyError):  # being removed, or another version's
+            continue
+    return found
+
+
+def raise_if_unfinished(path: Path) -> None:
+    """Raise UnfinishedStoreError when a bake of this store can be resumed."""
+    for bake in unfinished_bakes(path):
+        raise UnfinishedStoreError(f"{path}: {bake}")
+
+
+@contextlib.contextmanager
+def baking_lock(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Hold the one right to bake ``target``; ``waiting`` is told once whom it waits for.
+
+    The lock ends with its process. Its file goes away with the last holder: a waiter that had opened it
+    notices and opens the new one.
+    """
+    from filelock import FileLock, Timeout
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = target.with_name(f"{target.name}.lock")
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        with contextlib.suppress(OSError):
+            waiting(f"{target}: being baked by {file.read_text() or 'another process'}; waiting for it")
+        lock.acquire(poll_interval=0.2)
+    try:
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
+
+
+def check_target(target: Path) -> None:
+    """Refuse to bake over anything that is not a store. Raises NotAStoreError."""
+    if target.is_dir():
+        if (target / ROOT).is_file() or not any(target.iterdir()):
+            return
+        raise NotAStoreError(f"{target}: a folder that is not a store; choose another path or remove it")
+    if target.exists():
+        raise NotAStoreError(f"{target}: a file that is not a store; choose another path or remove it")
+
+
+def swap_in(staging: Staging, target: Path, seal: str) -> None:
+    """Put the whole store of ``staging`` in the place of ``target``, then remove the bake.
+
+    Interrupted at any point, ``finish_swap`` completes it.
+    """
+    write_durably(staging.intent, canonical({"seal": seal}).encode())
+    _swap(staging, target)
+    staging.remove()
+
+
+def finish_swap(target: Path) -> None:
+    """Complete a swap that was interrupted. Only for who holds the lock."""
+    for intent in staging_root(target).glob("*/swap.json"):
+        staging = Staging(intent.parent)
+        if _seal_of(target) != json.loads(intent.read_bytes())["seal"]:
+            _swap(staging, target)
+        staging.remove()
+    for folder in staging_root(target).glob("*"):
+        if not Staging(folder).plan.exists():  # a removal that was interrupted
+            Staging(folder).remove()
+
+
+def _seal_of(target: Path) -> str | None:
+    try:
+        return str(json.loads((target / ROOT).read_bytes())["attributes"]["parbake_seal"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _swap(staging: Staging, target: Path) -> None:
+    if target.exists() and not _exchange(staging.store, target):
+        target.rename(staging.folder / "old")
+        staging.store.rename(target)
+    elif staging.store.exists() and not target.exists():
+        staging.store.rename(target)
+    sync_folder(target.parent)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two folders in one step; false where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _UNSUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(b))

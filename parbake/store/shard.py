@@ -1,0 +1,91 @@
+"""The bytes of one shard file: header, payloads at multiples of 64 bytes, index at the end. Pure.
+
+Zarr v3 sharding codec, section "Binary shard format", with ``index_location: end``. The header lies in
+a gap before the first payload, which the codec allows: it says which field, bake and shard this is, so
+that a shard in the wrong place is found where checksums alone find nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from parbake.store.chunkmap import MISSING, ByteSource, ChunkIndex
+from parbake.store.codecs import CRC_NBYTES, CodecError
+
+ALIGNMENT = 64
+HEADER_NBYTES = 64
+_MAGIC = b"parbake\x01"
+_HEADER = struct.Struct("<8s32sQ8s4xI")  # magic, bake digest, shard number, layout digest, crc32c
+_ABSENT = np.uint64(2**64 - 1)
+_ENTRY_NBYTES = 16
+
+
+@dataclass(frozen=True)
+class ShardIdentity:
+    """Which bake and layout a shard belongs to. ``bake_digest``: 32 bytes; ``layout_digest``: 8."""
+
+    bake_digest: bytes
+    layout_digest: bytes
+
+    def header(self, shard: int) -> bytes:
+        """The 64 bytes at the start of shard number ``shard``."""
+        head = _HEADER.pack(_MAGIC, self.bake_digest, shard, self.layout_digest, 0)[:-CRC_NBYTES]
+        return head + crc32c(head).to_bytes(CRC_NBYTES, "little")
+
+
+def index_nbytes(chunks: int) -> int:
+    """Size of the index of a shard of ``chunks`` chunks, its CRC included."""
+    return chunks * _ENTRY_NBYTES + CRC_NBYTES
+
+
+def pack_index(index: ChunkIndex) -> bytes:
+    """The index as it stands at the end of a shard: uint64 (offset, nbytes) a chunk, then its CRC-32C."""
+    table = np.stack([index.offset, index.nbytes], axis=1).astype("<u8")
+    table[index.offset == MISSING] = _ABSENT
+    body = table.tobytes()
+    return body + crc32c(body).to_bytes(CRC_NBYTES, "little")
+
+
+def scan_shard(source: ByteSource, shard: int, chunks: int, identity: ShardIdentity) -> ChunkIndex:
+    """Where the chunks of a shard lie, after its header, index and bounds were checked.
+
+    Raises CodecError.
+    """
+    tail = index_nbytes(chunks)
+    if source.nbytes < HEADER_NBYTES + tail:
+        raise CodecError(f"{source.nbytes} bytes are too few for a shard of {chunks} chunks")
+    header = source.get(0, HEADER_NBYTES).tobytes()
+    if header != identity.header(shard):
+        raise CodecError(_header_fault(header, identity, shard))
+    table = source.get(source.nbytes - tail, source.nbytes)
+    found, stored = crc32c(table[:-CRC_NBYTES].data), int.from_bytes(table[-CRC_NBYTES:].tobytes(), "little")
+    if found != stored:
+        raise CodecError(f"index crc32c {found:#010x} where {stored:#010x} is stored")
+    entries = table[:-CRC_NBYTES].copy().view("<u8").reshape(chunks, 2)
+    absent = (entries == _ABSENT).all(axis=1)
+    limit = np.uint64(source.nbytes - tail)
+    offset, nbytes = entries[:, 0], entries[:, 1]
+    inside = (offset >= HEADER_NBYTES) & (offset <= limit) & (nbytes <= limit - np.minimum(offset, limit))
+    if not (inside | absent).all():
+        raise CodecError(f"index of chunk {int(np.argmin(inside | absent))} points outside of the shard")
+    return ChunkIndex(_masked(offset, absent), _masked(nbytes, absent))
+
+
+def _masked(values: NDArray[np.uint64], absent: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.where(absent, np.int64(MISSING), values.astype(np.int64))
+
+
+def _header_fault(header: bytes, identity: ShardIdentity, shard: int) -> str:
+    magic, bake, number, layout, crc = _HEADER.unpack(header)
+    if magic != _MAGIC or crc != crc32c(header[:-CRC_NBYTES]):
+        return "the shard's header is damaged"
+    if bake != identity.bake_digest:
+        return "the shard belongs to another bake or field"
+    if number != shard:
+        return f"shard {number} lies where shard {shard} belongs"
+    return "the shard was written with another layout" if layout != identity.layout_digest else "bad header"

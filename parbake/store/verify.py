@@ -1,0 +1,109 @@
+"""Checks every byte of a store against its recorded checksums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from crc32c import crc32c
+
+from parbake.errors import DamagedStoreError
+from parbake.store.codecs import CodecError, check_crc
+from parbake.store.document import Manifest
+from parbake.store.zarr_dir import damaged_nodes, read_coords
+
+if TYPE_CHECKING:
+    from parbake.store.store import Store
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One damaged place: a file inside the store and, where it is a shard, its field and samples.
+
+    ``start``, ``stop``: the samples that cannot be trusted, half-open; equal where none are concerned.
+    """
+
+    file: str
+    field: str | None
+    start: int
+    stop: int
+    found: str
+
+    def __str__(self) -> str:
+        if self.field is None:
+            return f"{self.file}: {self.found}"
+        return f"{self.file}: field {self.field!r}, samples {self.start}-{self.stop - 1}: {self.found}"
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What verification found; true when the store is whole."""
+
+    damaged: tuple[Damage, ...]
+    checked_nbytes: int
+
+    def __bool__(self) -> bool:
+        return not self.damaged
+
+
+def verify(store: Store) -> VerifyReport:
+    """Compare all metadata with the seal and all shard files with the manifest, chunk by chunk.
+
+    The seal itself was compared when the store was opened.
+    """
+    damaged = [Damage(file, None, 0, 0, found) for file, found in damaged_nodes(store.folder, store.root)]
+    try:
+        read_coords(store.folder, store.root, store.fields)
+    except DamagedStoreError as error:
+        damaged.append(Damage("coordinates", None, 0, 0, str(error)))
+    checked = 0
+    with ThreadPoolExecutor() as pool:
+        for name in store.fields:
+            layout = store.fields[name].layout
+            samples = store.stored_samples
+            try:
+                manifest = store.manifest(name)
+            except DamagedStoreError as error:
+                damaged.append(Damage(f"manifest/{name}", name, 0, samples, str(error)))
+                continue
+            shards = range(layout.shard_count(samples))
+            jobs = pool.map(partial(_shard_faults, store, name, manifest), shards)
+            for faults in jobs:
+                damaged += faults
+            checked += int(manifest.nbytes.sum())
+    return VerifyReport(tuple(damaged), checked)
+
+
+def _shard_faults(store: Store, name: str, manifest: Manifest, shard: int) -> list[Damage]:
+    return list(_faults_of(store, name, int(manifest.crc32c[shard]), shard))
+
+
+def _faults_of(store: Store, name: str, recorded: int, shard: int) -> Iterator[Damage]:
+    field = store.reader.maps[name]
+    layout = field.layout
+    file = field.file_name(shard)
+    first = shard * layout.shard_samples
+    last = min(first + layout.shard_samples, store.stored_samples)
+    try:
+        source = store.reader.source(name, shard)
+        found = crc32c(source.get(0, source.nbytes).data)
+        index = field.scan(source, shard)
+    except (DamagedStoreError, CodecError) as error:
+        yield Damage(file, name, first, last, str(error).split("; run ")[0])
+        return
+    if found == recorded:
+        return
+    blamed = False
+    for entry in range(-(-(last - first) // layout.chunk_samples)):
+        start = first + entry * layout.chunk_samples
+        offset, nbytes = int(index.offset[entry]), int(index.nbytes[entry])
+        try:
+            check_crc(source.get(offset, offset + nbytes))
+        except CodecError as error:
+            blamed = True
+            yield Damage(file, name, start, min(start + layout.chunk_samples, last), str(error))
+    if not blamed:  # between the chunks, or a chunk that is not the one recorded
+        yield Damage(file, name, first, last, f"file crc32c {found:#010x} where {recorded:#010x} is recorded")

@@ -1,0 +1,432 @@
+"""The Zarr v3 directory container, format 1: metadata documents both ways, scan to a chunk map."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parbake.errors import DamagedStoreError, NotAStoreError, StoreNotFoundError
+from parbake.store.chunkmap import ByteSource, ChunkIndex, FieldMap
+from parbake.store.codecs import CRC_NBYTES, Chain, CodecError, chain_of, check_crc
+from parbake.store.document import Manifest, StoredField, StoreDocument
+from parbake.store.keys import JSON, Keys, canonical, digest
+from parbake.store.layout import MANIFEST, SAMPLE_DIM, SAMPLE_NBYTES_MAX, Coord, FieldLayout, Layout
+from parbake.store.reader import OpenFolder
+from parbake.store.shard import scan_shard
+
+FORMAT = 1
+ROOT = "zarr.json"
+_ROOT_NBYTES_MAX = 64 * 1024**2
+_CHUNK_NBYTES_MAX = 16 * 1024**2  # of chunks with several samples
+_CORE_ATTRIBUTES = frozenset({"units", "statistics"})  # beside parbake's own; the rest only describes
+_SEAL = "parbake_seal"
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
+
+
+class Opened(NamedTuple):
+    """A store's metadata as read from disk."""
+
+    document: StoreDocument
+    root: dict[str, Any]
+    seal: str
+    edited: bool  # attributes of description changed since the bake
+
+
+# ---- writing
+
+
+def write_metadata(folder: Path, document: StoreDocument, manifests: Mapping[str, Manifest]) -> str:
+    """Write all that is not a shard into a store's folder, the sealed root last; returns the seal."""
+    nodes: dict[str, dict[str, Any]] = {}
+    contents: dict[str, NDArray[Any]] = {}
+    scalars = " ".join(name for name, field in document.fields.items() if field.is_scalar)
+    for name in document.fields:
+        nodes[name] = _field_node(document, name, scalars)
+    for dim, coord in document.coords.items():
+        attributes = {"units": coord.units} if coord.units is not None else {}
+        nodes[dim], contents[dim] = _small_node(coord.values, (dim,), attributes), coord.values
+    nodes[MANIFEST] = _group({})
+    for name, manifest in manifests.items():
+        nodes[f"{MANIFEST}/{name}"] = _group({})
+        for key, values in vars(manifest).items():
+            path = f"{MANIFEST}/{name}/{key}"
+            dims = (
+                (f"{name}_shard",) if values.ndim == 1 else (f"{name}_slab", f"{name}_row", f"{name}_column")
+            )
+            nodes[path] = _small_node(values, tuple(f"manifest_{dim}" for dim in dims), {})
+            contents[path] = values
+    for path, node in nodes.items():
+        (folder / path).mkdir(parents=True, exist_ok=True)
+        write_durably(folder / path / ROOT, _text(node))
+    for path, values in contents.items():
+        _write_small(folder / path, values)
+    root = _group(_root_attributes(document))
+    root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": nodes}
+    root["attributes"][_SEAL] = _seal(root)
+    write_durably(folder / ROOT, _text(root))
+    return str(root["attributes"][_SEAL])
+
+
+def _text(document: Mapping[str, Any]) -> bytes:
+    return canonical(document).encode()
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync it, rename it, sync its folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _group(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _array(
+    shape: list[int],
+    chunk: list[int],
+    dtype: np.dtype[Any],
+    codecs: list[Any],
+    dims: list[str],
+    attributes: Any,
+) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill_value(dtype),
+        "codecs": codecs,
+        "dimension_names": dims,
+        "attributes": attributes,
+        "storage_transformers": [],
+    }
+
+
+def fill_value(dtype: np.dtype[Any]) -> Any:
+    """A dtype's fill value as Zarr metadata: NaN for floats, so that what is missing shows."""
+    return {"f": "NaN", "c": ["NaN", "NaN"], "b": False}.get(dtype.kind, 0)
+
+
+def _field_node(document: StoreDocument, name: str, scalars: str) -> dict[str, Any]:
+    field = document.fields[name]
+    layout = field.layout
+    attributes: dict[str, Any] = {
+        "parbake_keys": canonical(document.keys.fields[name]),
+        "parbake_digest": document.keys.field_digest(name),
+        "statistics": canonical(document.statistics[name]),
+    }
+    if field.units is not None:
+        attributes["units"] = field.units
+    if field.description is not None:
+        attributes["long_name"] = field.description
+    if scalars and not field.is_scalar:
+        attributes["coordinates"] = scalars  # CF: xarray shows them as coordinates on "sample"
+    sharding = {
+        "chunk_shape": [layout.chunk_samples, *layout.sample_shape],
+        "codecs": chain_of(layout).zarr_codecs,
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return _array(
+        [document.samples, *layout.sample_shape],
+        [layout.shard_samples, *layout.sample_shape],
+        layout.numpy_dtype,
+        [{"name": "sharding_indexed", "configuration": sharding}],
+        [SAMPLE_DIM, *field.dims],
+        attributes,
+    )
+
+
+def _small_node(values: NDArray[Any], dims: tuple[str, ...], attributes: dict[str, Any]) -> dict[str, Any]:
+    shape = list(values.shape)
+    return _array(shape, shape, values.dtype, Chain("raw", values.dtype).zarr_codecs, list(dims), attributes)
+
+
+def _write_small(folder: Path, values: NDArray[Any]) -> None:
+    file = folder / _small_file(values.ndim)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    body, crc = Chain("raw", values.dtype).encode(np.ascontiguousarray(values))
+    write_durably(file, bytes(body) + crc)
+
+
+def _small_file(ndim: int) -> str:
+    return "/".join(["c", *["0"] * ndim])
+
+
+def _root_attributes(document: StoreDocument) -> dict[str, Any]:
+    return {
+        "parbake_format": FORMAT,
+        "parbake_producer": str(document.keys.shared["producer"]),
+        "parbake_keys": canonical(document.keys.shared),
+        "parbake_digest": document.keys.digest,
+        "parbake_samples": document.samples,
+        "parbake_slab_samples": document.layout.slab_samples,
+        "parbake_provenance": canonical(document.provenance),
+    }
+
+
+def _seal(root: Mapping[str, Any]) -> str:
+    """Two digests of all metadata but the seal: of what data depends on, and of everything."""
+    bare = {**root, "attributes": {k: v for k, v in root["attributes"].items() if k != _SEAL}}
+    return canonical({"core": digest(_core(bare)), "all": digest(bare)})
+
+
+def _core(document: Any) -> Any:
+    """Metadata less the attributes that only describe."""
+    if not isinstance(document, Mapping):
+        return document
+    inner = {k: _core(v) for k, v in document.items() if k != "attributes"}
+    if isinstance(attributes := document.get("attributes"), Mapping):
+        inner["attributes"] = {
+            k: v for k, v in attributes.items() if k.startswith("parbake_") or k in _CORE_ATTRIBUTES
+        }
+    return inner
+
+
+def reseal(folder: Path, root: dict[str, Any], provenance: Mapping[str, JSON]) -> None:
+    """Replace the provenance of a whole, sealed store, in one rename."""
+    attributes = {**root["attributes"], "parbake_provenance": canonical(provenance)}
+    changed = {**root, "attributes": attributes}
+    attributes[_SEAL] = _seal(changed)
+    write_durably(folder / ROOT, _text(changed))
+
+
+# ---- reading
+
+
+def open_metadata(folder: OpenFolder) -> Opened:
+    """The metadata of the store in ``folder``.
+
+    Raises StoreNotFoundError, NotAStoreError, DamagedStoreError; nothing is believed that the seal and
+    the format do not bear out.
+    """
+    path, root = folder.path, _read_root(folder)
+    attributes = root.get("attributes")
+    if not isinstance(attributes, dict) or "parbake_format" not in attributes:
+        raise NotAStoreError(f"{path}: a Zarr group that parbake did not bake; open it with zarr or xarray")
+    nodes = (root.get("consolidated_metadata") or {}).get("metadata")
+    if not isinstance(nodes, dict) or MANIFEST not in nodes:
+        raise NotAStoreError(
+            f"{path}: carries attributes copied from a parbake store but was not baked by parbake, "
+            "so its keys are unknown; open it with zarr or xarray"
+        )
+    if attributes["parbake_format"] != FORMAT:
+        raise NotAStoreError(
+            f"{path}: format {attributes['parbake_format']!r}; this version of parbake reads format {FORMAT}"
+        )
+    try:
+        computed, stored = json.loads(_seal(root)), json.loads(attributes[_SEAL])
+        whole, core = (computed[part] == stored[part] for part in ("all", "core"))
+    except (KeyError, TypeError, ValueError):
+        whole = core = False
+    if not core:
+        raise DamagedStoreError(
+            f"{path}/{ROOT}: the metadata does not match its seal; it was damaged or changed by hand: "
+            "restore it, or bake the store again with --rebuild"
+        )
+    try:
+        document = _parse(root, attributes, nodes)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DamagedStoreError(f"{path}/{ROOT}: not a store of format {FORMAT} ({error!r})") from None
+    return Opened(document, root, str(attributes[_SEAL]), edited=not whole)
+
+
+def _read_root(folder: OpenFolder) -> dict[str, Any]:
+    path = folder.path
+    try:
+        descriptor = folder.open(ROOT)
+    except FileNotFoundError:
+        raise NotAStoreError(f"{path}: a folder without {ROOT}, so not a Zarr store") from None
+    except CodecError as error:
+        raise NotAStoreError(f"{path}: {error}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_size > _ROOT_NBYTES_MAX:
+            raise NotAStoreError(f"{path}/{ROOT}: over {_ROOT_NBYTES_MAX:,} bytes, too large for metadata")
+        content = file.read()
+    try:
+        root = json.loads(content)
+    except (ValueError, RecursionError):
+        raise DamagedStoreError(f"{path}/{ROOT}: not JSON; restore it, or bake the store again") from None
+    if not isinstance(root, dict) or root.get("zarr_format") != 3 or root.get("node_type") != "group":
+        raise NotAStoreError(f"{path}/{ROOT}: not a Zarr v3 group")
+    return root
+
+
+def _parse(root: dict[str, Any], attributes: dict[str, Any], nodes: dict[str, Any]) -> StoreDocument:
+    samples, slab_samples = int(attributes["parbake_samples"]), int(attributes["parbake_slab_samples"])
+    _require(0 < samples < 2**62 and 0 < slab_samples < 2**31, "numbers of samples")
+    fields: dict[str, StoredField] = {}
+    own_keys: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
+    coords: dict[str, Coord] = {}
+    for name, node in nodes.items():
+        _require(all(_FIELD_NAME.fullmatch(part) for part in name.split("/")), f"name {name!r}")
+        if node["node_type"] != "array" or name.startswith(f"{MANIFEST}/"):
+            continue
+        if "parbake_digest" in node["attributes"]:
+            own_keys[name] = json.loads(node["attributes"]["parbake_keys"])
+            fields[name] = _parse_field(name, node, samples, own_keys[name])
+            statistics[name] = json.loads(node["attributes"]["statistics"])
+    keys = Keys(json.loads(attributes["parbake_keys"]), own_keys)
+    _require(bool(fields), "no fields")
+    _require(keys.digest == attributes["parbake_digest"], "digest of the keys")
+    layout = Layout(slab_samples, {name: field.layout for name, field in fields.items()})
+    provenance = json.loads(attributes["parbake_provenance"])
+    return StoreDocument(samples, layout, fields, coords, keys, provenance, statistics)
+
+
+def _parse_field(name: str, node: dict[str, Any], samples: int, keys: Mapping[str, Any]) -> StoredField:
+    sharding = node["codecs"][0]["configuration"]
+    codecs = sharding["codecs"]
+    dtype = _parse_dtype(node["data_type"], codecs[0])
+    shape = tuple(int(n) for n in node["shape"][1:])
+    chunk, shard = sharding["chunk_shape"], node["chunk_grid"]["configuration"]["chunk_shape"]
+    blosc = [codec for codec in codecs if codec["name"] == "blosc"]
+    layout = FieldLayout(
+        name,
+        dtype.str,
+        shape,
+        int(chunk[0]),
+        int(shard[0]),
+        blosc[0]["configuration"]["cname"] if blosc else "raw",
+    )
+    _require(node["shape"][0] == samples and all(n > 0 for n in shape), f"shape of {name!r}")
+    _require(chunk[1:] == shard[1:] == list(shape), f"chunks of {name!r}")
+    _require(0 < layout.chunk_samples <= layout.shard_samples < 2**31, f"chunks of {name!r}")
+    _require(layout.shard_samples % layout.chunk_samples == 0, f"chunks of {name!r}")
+    _require(layout.sample_nbytes <= SAMPLE_NBYTES_MAX, f"sample size of {name!r}")
+    _require(layout.chunk_samples == 1 or layout.chunk_nbytes <= _CHUNK_NBYTES_MAX, f"chunks of {name!r}")
+    _require(codecs == chain_of(layout).zarr_codecs, f"codecs of {name!r}")
+    attributes = node["attributes"]
+    dims = tuple(node["dimension_names"][1:])
+    return StoredField(
+        name, dims, attributes.get("units"), attributes.get("long_name"), bool(keys["allow_nan"]), layout
+    )
+
+
+def _parse_dtype(data_type: str, bytes_codec: Mapping[str, Any]) -> np.dtype[Any]:
+    big = bytes_codec.get("configuration", {}).get("endian") == "big"
+    return np.dtype(data_type).newbyteorder(">" if big else "<")
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def read_coords(folder: OpenFolder, root: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Coord]:
+    """The coordinate arrays of a store. Raises DamagedStoreError."""
+    nodes = root["consolidated_metadata"]["metadata"]
+    names = [
+        n for n, node in nodes.items() if node["node_type"] == "array" and "/" not in n and n not in fields
+    ]
+    return {
+        name: Coord(_read_small(folder, name, nodes[name]), nodes[name]["attributes"].get("units"))
+        for name in names
+    }
+
+
+def read_manifest(folder: OpenFolder, root: Mapping[str, Any], field: str) -> Manifest:
+    """The manifest of one field. Raises DamagedStoreError."""
+    nodes = root["consolidated_metadata"]["metadata"]
+    names = [f"{MANIFEST}/{field}/{key}" for key in ("nbytes", "crc32c", "statistics")]
+    return Manifest(*(_read_small(folder, name, nodes[name]) for name in names))
+
+
+def _read_small(folder: OpenFolder, name: str, node: Mapping[str, Any]) -> NDArray[Any]:
+    """An array of one raw chunk, its size and CRC checked."""
+    shape = tuple(node["shape"])
+    dtype = _parse_dtype(node["data_type"], node["codecs"][0])
+    file = f"{name}/{_small_file(len(shape))}"
+    try:
+        with os.fdopen(folder.open(file), "rb") as opened:
+            expected = int(np.prod(shape)) * dtype.itemsize + CRC_NBYTES
+            if (found := os.fstat(opened.fileno()).st_size) != expected:
+                raise CodecError(f"{found} bytes where {expected} were written")
+            payload = np.frombuffer(opened.read(), np.uint8)
+        check_crc(payload)
+    except FileNotFoundError:
+        raise DamagedStoreError(f"{folder.path}: the file {file} is missing; bake the store again") from None
+    except CodecError as error:
+        raise DamagedStoreError(f"{folder.path}/{file}: {error}; bake the store again") from None
+    return payload[:-CRC_NBYTES].view(dtype).reshape(shape)
+
+
+def shard_file(field: str, ndim: int, shard: int) -> str:
+    """Path of a shard inside its store; ``ndim`` axes in one sample."""
+    return "/".join([field, "c", str(shard), *["0"] * ndim])
+
+
+def chunk_maps(opened: Opened, manifest: Callable[[str], Manifest]) -> dict[str, FieldMap]:
+    """One chunk map per field; shards, and the ``manifest(field)``, are read on first touch."""
+
+    def one(field: StoredField) -> FieldMap:
+        layout, identity = field.layout, opened.document.identity(field.name)
+
+        def scan(source: ByteSource, shard: int) -> ChunkIndex:
+            return scan_shard(source, shard, layout.chunks_per_shard, identity)
+
+        return FieldMap(
+            layout=layout,
+            samples=opened.document.samples,
+            chain=chain_of(layout),
+            file_name=lambda shard: shard_file(field.name, len(field.shape), shard),
+            file_nbytes=lambda shard: int(manifest(field.name).nbytes[shard]),
+            scan=scan,
+        )
+
+    return {name: one(field) for name, field in opened.document.fields.items()}
+
+
+def damaged_nodes(folder: OpenFolder, root: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The (file, fault) of each array's or group's own metadata that differs from the sealed copy."""
+    faults = []
+    for name, node in root["consolidated_metadata"]["metadata"].items():
+        file = f"{name}/{ROOT}"
+        try:
+            with os.fdopen(folder.open(file), "rb") as opened:
+                found = json.loads(opened.read())
+        except FileNotFoundError:
+            faults.append((file, "missing"))
+            continue
+        except (CodecError, ValueError, RecursionError):
+            faults.append((file, "not JSON"))
+            continue
+        if not isinstance(found, dict) or canonical(_core(found)) != canonical(_core(node)):
+            faults.append((file, "differs from the sealed copy"))
+        elif canonical(found) != canonical(node):
+            faults.append((file, "description edited since the bake"))
+    return faults
+
+
+def open_folder(path: Path) -> OpenFolder:
+    """A store's folder, open. Raises StoreNotFoundError, NotAStoreError."""
+    try:
+        return OpenFolder(path)
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"{path}: nothing there; bake it first") from None
+    except NotADirectoryError:
+        raise NotAStoreError(f"{path}: a file, not a Zarr folder") from None
