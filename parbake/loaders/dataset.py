@@ -1,0 +1,179 @@
+"""A store as a map-style torch Dataset that reads whole batches at once."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from parbake.errors import RecipeError, StaleStoreError
+from parbake.loaders.samples import Tensors, owned, plain_rows, split
+from parbake.store.keys import Producer
+from parbake.store.reader import normalised_index
+from parbake.store.store import Store, open_store
+
+INDEX = "index"  # the key of a sample's number in the store
+
+
+class StoreDataset(Dataset[Any]):
+    """The samples of a store as ``{field: tensor}``, or as tuples in the order of ``fields``.
+
+    ``store``: an open store or the path of one; all that it shows is in the dataset. ``fields``: names,
+    default all. ``transform``: called with each sample. ``batch_transform``: called with a whole batch,
+    ``{field: tensor [batch, *shape]}`` or a tuple of such tensors, before it is cut into samples; must
+    keep axis 0. With both, ``batch_transform`` comes first. ``with_index``: adds the sample's number in
+    the store, int64, as ``"index"`` or last in the tuple; transforms see it. ``expect``: the producer
+    that should have baked the store.
+
+    Tensors are writable, in native byte order and share memory with no other batch. Reading is lazy; a
+    dataset can be pickled and used after a fork. ``torch.utils.data.DataLoader`` reads each batch in one
+    go, into memory shared with its consumer in worker processes, and the default collation takes it
+    without a copy; until a collation function returns, batch and samples then share their memory.
+
+    Raises RecipeError, StaleStoreError and all that ``open_store`` raises.
+    """
+
+    def __init__(
+        self,
+        store: Store | str | os.PathLike[str],
+        fields: Iterable[str] | str | None = None,
+        *,
+        as_tuple: bool = False,
+        transform: Callable[[Any], Any] | None = None,
+        batch_transform: Callable[[Any], Any] | None = None,
+        with_index: bool = False,
+        expect: Producer | None = None,
+    ) -> None:
+        self.store = _opened(store, expect)
+        self.fields = _chosen(self.store, fields)
+        self.as_tuple = as_tuple
+        self.transform = transform
+        self.batch_transform = batch_transform
+        self.with_index = with_index
+        self._dtypes = {name: _torch_dtype(self.store, name) for name in self.fields}
+        if with_index and not as_tuple and INDEX in self.fields:
+            raise RecipeError(
+                f"{self.store.path}: with_index=True would hide the field {INDEX!r}; use as_tuple=True"
+            )
+
+    def __len__(self) -> int:
+        return self.store.samples
+
+    def __getitem__(self, index: int) -> Any:
+        """One sample; negative numbers count from the end. Raises IndexError, TypeError."""
+        try:
+            number = operator.index(index)
+        except TypeError:
+            raise TypeError(
+                f"{self.store.path}: a dataset is indexed by one integer, not by {type(index).__name__}; "
+                "many samples at once come from .store.read, parts of a dataset from torch's Subset"
+            ) from None
+        [sample] = plain_rows(self._batch(normalised_index([number], len(self)), shared=False))
+        return sample if self.transform is None else self.transform(sample)
+
+    def __getitems__(self, indices: Sequence[int] | NDArray[Any] | Tensor) -> list[Any]:
+        """One sample per index, all read together. Raises IndexError, TypeError."""
+        listed = indices.tolist() if isinstance(indices, Tensor | np.ndarray) else indices
+        numbers = normalised_index([operator.index(i) for i in listed], len(self))
+        if not len(numbers):
+            return []
+        untransformed = self.transform is None and self.batch_transform is None
+        # What a worker sends must lie in shared memory: reading it there saves the copy.
+        batch = self._batch(numbers, shared=untransformed and get_worker_info() is not None)
+        if self.transform is None:
+            return [*split(batch)]
+        return [self.transform(sample) for sample in plain_rows(batch)]
+
+    def _batch(self, numbers: NDArray[np.int64], *, shared: bool) -> Tensors:
+        """Samples ``numbers``, each tensor [len(numbers), *shape], after the batch transform."""
+        batch = {
+            name: _empty((len(numbers), *self.store.fields[name].shape), dtype, shared)
+            for name, dtype in self._dtypes.items()
+        }
+        self.store.read(numbers, self.fields, {name: tensor.numpy() for name, tensor in batch.items()})
+        values = [*batch.values(), torch.from_numpy(numbers)] if self.with_index else [*batch.values()]
+        names = [*batch, INDEX] if self.with_index else [*batch]
+        tensors: Tensors = tuple(values) if self.as_tuple else dict(zip(names, values, strict=True))
+        if self.batch_transform is None:
+            return tensors
+        given = dict(tensors) if isinstance(tensors, dict) else tensors  # the transform may change its dict
+        return owned(_checked(self.batch_transform(tensors), len(numbers)), given)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(
+            f"{name} {list(self.store.fields[name].shape)} {str(dtype).removeprefix('torch.')}"
+            for name, dtype in self._dtypes.items()
+        )
+        return f"<parbake.StoreDataset {str(self.store.path)!r}: {len(self)} samples; {fields}>"
+
+
+def _opened(store: Store | str | os.PathLike[str], expect: Producer | None) -> Store:
+    if isinstance(store, str | os.PathLike):
+        return open_store(store, expect=expect)
+    if not isinstance(store, Store):
+        raise RecipeError(f"StoreDataset takes an open store or a path, not {type(store).__name__}")
+    if expect is None:
+        return store
+    freshness = store.freshness(expect)
+    if not freshness:
+        raise StaleStoreError(f"{store.path}: stale: {freshness}; bake it again", freshness.changes)
+    return store.first(min(len(expect), store.samples))
+
+
+def _chosen(store: Store, fields: Iterable[str] | str | None) -> tuple[str, ...]:
+    names = tuple(store.fields) if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
+    for name in names:
+        if name not in store.fields:
+            raise RecipeError(f"{store.path}: no field {name!r}; there are {', '.join(store.fields)}")
+    if not names:
+        raise RecipeError(f"{store.path}: no fields chosen; there are {', '.join(store.fields)}")
+    if len(set(names)) != len(names):
+        raise RecipeError(f"{store.path}: fields {', '.join(names)} name one twice")
+    return names
+
+
+def _torch_dtype(store: Store, field: str) -> torch.dtype:
+    dtype = store.fields[field].dtype.newbyteorder("=")
+    try:
+        return torch.from_numpy(np.empty(0, dtype)).dtype
+    except TypeError:
+        raise RecipeError(
+            f"{store.path}: field {field!r}: torch has no dtype for {dtype}; choose other fields"
+        ) from None
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, shared: bool) -> Tensor:
+    if not shared:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    nbytes = math.prod(shape) * dtype.itemsize
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(nbytes)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage).resize_(shape)
+
+
+def _checked(result: Any, samples: int) -> Tensors:
+    """What a batch transform returned, if it can be cut into samples. Raises RecipeError."""
+    if not isinstance(result, Mapping | tuple | list):
+        raise RecipeError(
+            f"batch_transform: must return a dict or tuple of tensors, returned {type(result).__name__}"
+        )
+    checked: Tensors = dict(result) if isinstance(result, Mapping) else tuple(result)
+    items = checked.items() if isinstance(checked, dict) else enumerate(checked)
+    if not checked:
+        raise RecipeError("batch_transform: returned no tensors")
+    for key, value in items:
+        if not isinstance(value, Tensor):
+            raise RecipeError(f"batch_transform: {key!r} is {type(value).__name__}, not a tensor")
+        if value.ndim == 0 or len(value) != samples:
+            raise RecipeError(
+                f"batch_transform: {key!r} has shape {tuple(value.shape)}, but axis 0 must keep "
+                f"the {samples} samples of the batch"
+            )
+    return checked
