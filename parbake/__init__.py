@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from parbake.loaders.dataset import StoreDataset
-    from parbake.producers.bake import Progress, bake, repair
-    from parbake.producers.dry_run import DryRun, dry_run
-    from parbake.producers.executors import process_pool
-    from parbake.producers.function import from_function
-    from parbake.store.keys import Change, Freshness, Keys, Producer
-    from parbake.store.layout import Coord, Field
-    from parbake.store.store import FieldArray, Store, open_store
-    from parbake.store.verify import Damage, VerifyReport
+if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _HOMES by a test
+    from parbake.loaders.dataset import StoreDataset  # noqa: F401
+    from parbake.producers.bake import Progress, bake, repair  # noqa: F401
+    from parbake.producers.dry_run import DryRun, dry_run  # noqa: F401
+    from parbake.producers.executors import process_pool  # noqa: F401
+    from parbake.producers.function import from_function  # noqa: F401
+    from parbake.store.keys import Change, Freshness, Keys, Producer  # noqa: F401
+    from parbake.store.layout import Coord, Field  # noqa: F401
+    from parbake.store.store import FieldArray, Store, open_store  # noqa: F401
+    from parbake.store.verify import Damage, VerifyReport  # noqa: F401
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,7 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [*sorted(_HOME_OF), "__version__"]  # noqa: PLE0604
+__all__ = [*sorted(_HOME_OF), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

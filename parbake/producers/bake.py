@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import pickle
 import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +29,9 @@ import numpy as np
 
 from parbake.errors import (
     DamagedStoreError,
+    NoSpaceError,
     NotReproducibleError,
+    ProducerError,
     RecipeError,
     StaleStoreError,
     StoreNotFoundError,
@@ -36,7 +47,7 @@ from parbake.store.layout import Field, Layout, merged_coords, plan_layout
 from parbake.store.publish import Staging
 from parbake.store.store import Store, open_store
 from parbake.store.verify import Damage
-from parbake.store.writer import Pipeline, sweep, write_scalar_shard
+from parbake.store.writer import Pipeline, disk_is_full, durable, sweep, write_scalar_shard
 
 DEFAULT_BATCH_SIZE = 64
 DEFAULT_CODEC = "lz4"
@@ -118,16 +129,14 @@ def bake(
     publish.check_target(target)
     if not rebuild and (store := _fresh(request)) is not None:
         return store
-    reporter = _Reporter(str(path), _report(progress))
-    with publish.baking_lock(target, reporter.notice):
-        publish.finish_swap(target)
+    with _baking(path, target, progress) as reporter:
         old = _old_store(target, rebuild)
         if old is not None and accept_source:
             request, old = _source_accepted(request, old)
         job = _decide(request, old, rebuild)
         if job is not None:
             _run(job, reporter)
-    return open_store(target).first(request.samples)
+        return open_store(target).first(request.samples)
 
 
 def repair(
@@ -146,9 +155,7 @@ def repair(
     """
     target = publish.resolved(path)
     wanted, schema = producer_keys(producer)
-    reporter = _Reporter(str(path), _report(progress))
-    with publish.baking_lock(target, reporter.notice):
-        publish.finish_swap(target)
+    with _baking(path, target, progress) as reporter:
         with open_store(target) as old:
             samples = old.stored_samples
             request = _Request(
@@ -163,7 +170,43 @@ def repair(
             if damaged:
                 request = replace(request, wanted=old.invalidation_keys)
                 _run(_repair_job(request, old, damaged, accept_drift), reporter)
-    return open_store(target)
+        return open_store(target)
+
+
+@contextlib.contextmanager
+def _baking(
+    path: str | os.PathLike[str], target: Path, progress: Report | Literal[False] | None
+) -> Iterator[_Reporter]:
+    """The lock of a target, an interrupted swap of it completed, with the progress shown meanwhile."""
+    with _shown(progress) as report, _full_disk_explained(target):
+        reporter = _Reporter(str(path), report)
+        with publish.baking_lock(target, reporter.notice):
+            publish.finish_swap(target)
+            yield reporter
+
+
+@contextlib.contextmanager
+def _shown(progress: Report | Literal[False] | None) -> Iterator[Report | None]:
+    if progress is not None:
+        yield progress or None
+        return
+    from parbake.progress import default_progress
+
+    with default_progress() as display:  # leaves the terminal as it was, whatever happens
+        yield display
+
+
+@contextlib.contextmanager
+def _full_disk_explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if disk_is_full(error):
+            raise NoSpaceError(
+                f"{target}: the disk is full; what was baked is kept: free some space and run the same bake "
+                "again"
+            ) from error
+        raise
 
 
 # ---- deciding what to bake
@@ -192,9 +235,8 @@ class _Job:
     seed_drawn: int | None
     slabs: Sequence[SlabPlan]
     old_segments: tuple[Segment, ...]
-    reproduce: frozenset[tuple[str, int]] = (
-        frozenset()
-    )  # (field, shard) whose bytes must come out as recorded
+    reproduce: frozenset[tuple[str, int]] = frozenset()  # (field, shard): bytes should come out as recorded
+    accept_drift: bool = False
 
 
 def _fresh(request: _Request) -> Store | None:
@@ -254,9 +296,13 @@ def _decide(request: _Request, old: Store | None, rebuild: bool) -> _Job | None:
     if not rebuild:
         if request.options.codec not in (None, _codec_of(old)):
             raise RecipeError(
-                f"{request.target}: is baked with codec {_codec_of(old)!r}; --rebuild bakes it again with another"
+                f"{request.target}: is baked with codec {_codec_of(old)!r}; --rebuild bakes it again with "
+                "another"
             )
-        return None if freshness else _job(request, old, tuple(old.fields))
+        if freshness:
+            return None
+        # the stored keys: of an accepted source that is the older one, which the old shards' headers carry
+        return _job(replace(request, wanted=old.invalidation_keys), old, tuple(old.fields))
     if freshness or compare(Keys(old.invalidation_keys.shared, {}), Keys(request.wanted.shared, {})).changes:
         return _job(request, None, ())
     stored = old.invalidation_keys.fields
@@ -287,7 +333,7 @@ def _job(request: _Request, old: Store | None, kept: Iterable[str]) -> _Job:
 
 
 def _repair_job(request: _Request, old: Store, damaged: Sequence[Damage], accept_drift: bool) -> _Job:
-    layout, codec = _layout(request, old)
+    layout, codec = old.layout, _codec_of(old)
     bad = {(d.field, s) for d in damaged if d.field for s in _slabs_of(layout, d)}
     slabs = plan_slabs(
         layout, old.stored_samples, old.stored_samples, lambda name, slab: (name, slab) not in bad
@@ -295,8 +341,12 @@ def _repair_job(request: _Request, old: Store, damaged: Sequence[Damage], accept
     purpose = {"base": old.seal, "repair": sorted(map(list, bad))}
     segments = _segments_of(old)
     job = _staged(request, layout, codec, slabs, old, segments, purpose)
-    shards = frozenset() if accept_drift else frozenset(_shards_to_reproduce(layout, bad))
-    return replace(job, shared=replace(job.shared, recorded=segments), reproduce=shards)
+    return replace(
+        job,
+        shared=replace(job.shared, recorded=segments),
+        reproduce=frozenset(_shards_to_reproduce(layout, bad)),
+        accept_drift=accept_drift,
+    )
 
 
 def _slabs_of(layout: Layout, damage: Damage) -> range:
@@ -334,9 +384,11 @@ def _staged(
     recorded = _recorded_plan(staging)
     seed = _seed(request.producer, recorded, old)
     options = request.options
-    batch_size = (
-        options.batch_size or recorded.get("batch_size") or _default_batch_size(request.producer, old)
-    )
+    batch_size = options.batch_size
+    if batch_size is None:
+        batch_size = recorded.get("batch_size") or _default_batch_size(request.producer, old)
+    if batch_size < 1:
+        raise RecipeError(f"{request.producer.name}: batch_size {batch_size}; at least 1 is needed")
     plan = {
         "batch_size": batch_size,
         "seed_drawn": seed,
@@ -348,7 +400,8 @@ def _staged(
         "began": recorded.get("began") or _now(),
     }
     staging.folder.mkdir(parents=True, exist_ok=True)
-    zarr_dir.write_durably(staging.plan, canonical(plan).encode())
+    with durable(staging.plan) as file:
+        file.write(canonical(plan).encode())
     fields = {
         name: StoredField.of(name, field, layout.fields[name]) for name, field in request.schema.items()
     }
@@ -389,7 +442,7 @@ def _with_seed(producer: Producer, seed: int | None) -> Producer:
         raise RecipeError(
             f"{producer.name}: seed 'fresh' needs a dataclass producer, to put the drawn seed in"
         )
-    return dataclasses.replace(producer, seed=seed)  # type: ignore[call-arg]
+    return dataclasses.replace(producer, seed=seed)
 
 
 # ---- baking
@@ -413,13 +466,15 @@ class _Reporter:
         self._now = replace(self._now, samples_total=samples_total)
         self._tell()
 
-    def produced(self, samples: int) -> None:
-        self._now = replace(self._now, samples_done=self._now.samples_done + samples)
+    def produced(self, samples: int, nbytes_written: int) -> None:
+        """Some more samples are computed; ``nbytes_written`` by this bake until now."""
+        done = self._now.samples_done + samples
+        self._now = replace(self._now, samples_done=done, nbytes_written=nbytes_written)
         if self.seconds - self._told > 0.1:
             self._tell()
 
     def written(self, nbytes: int) -> None:
-        self._now = replace(self._now, nbytes_written=self._now.nbytes_written + nbytes)
+        self._now = replace(self._now, nbytes_written=nbytes)
 
     def notice(self, text: str) -> None:
         if self._report is not None:
@@ -436,46 +491,44 @@ class _Reporter:
             self._report(self._now)
 
 
-def _report(progress: Report | Literal[False] | None) -> Report | None:
-    if progress is None:
-        from parbake.progress import default_progress
-
-        return default_progress()
-    return progress or None
-
-
 def _run(job: _Job, reporter: _Reporter) -> None:
     """Bake the slabs without a record, then publish."""
     staging = job.shared.staging
-    sweep(staging.store)
+    sweep(staging.folder)
     todo = [plan for plan in job.slabs if valid_record(job.shared, plan) is None]
     for plan in todo:
         staging.record(plan.slab).unlink(missing_ok=True)
     reporter.begin(sum(plan.missing for plan in todo))
     try:
-        if job.request.options.executor is None:
-            _bake_here(job, todo, reporter)
-        else:
-            _bake_elsewhere(job, todo, job.request.options.executor, reporter)
+        try:
+            if job.request.options.executor is None:
+                _bake_here(job, todo, reporter)
+            else:
+                _bake_elsewhere(job, todo, job.request.options.executor, reporter)
+        finally:
+            with contextlib.suppress(OSError):  # a full disk, say, of which is told already
+                _note_seconds(staging, reporter.seconds)
+        _publish(job)
     except BaseException:
-        sweep(staging.store)  # a full disk gets its room back
+        sweep(staging.folder)  # a full disk gets its room back
         raise
-    finally:
-        _note_seconds(staging, reporter.seconds)
-    _publish(job, reporter)
     reporter.finish()
 
 
 def _bake_here(job: _Job, todo: Sequence[SlabPlan], reporter: _Reporter) -> None:
     with Pipeline(job.layout.fields) as pipeline:
         for plan in todo:
-            bake_slab(job.shared, plan, pipeline, reporter.produced)
+            bake_slab(job.shared, plan, pipeline, lambda n: reporter.produced(n, pipeline.nbytes_written))
         pipeline.drain()
+        reporter.written(pipeline.nbytes_written)
 
 
 def _bake_elsewhere(job: _Job, todo: Sequence[SlabPlan], executor: Executor, reporter: _Reporter) -> None:
-    running: dict[Future[None], SlabPlan] = {}
+    running: dict[Future[int], SlabPlan] = {}
     waiting = iter(todo)
+    nbytes_written = 0
+    if isinstance(executor, ProcessPoolExecutor):
+        _check_picklable(job)
     try:
         while True:
             while len(running) < _TASKS_AHEAD and (plan := next(waiting, None)) is not None:
@@ -484,19 +537,40 @@ def _bake_elsewhere(job: _Job, todo: Sequence[SlabPlan], executor: Executor, rep
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 plan = running.pop(future)
-                future.result()
-                reporter.produced(plan.missing)
+                nbytes_written += future.result()
+                reporter.produced(plan.missing, nbytes_written)
+    except BrokenExecutor as error:
+        executor.shutdown()  # of no more use; its last workers are gone then
+        raise ProducerError(
+            f"{job.request.producer.name}: a worker process died (out of memory, a crash, or a producer that "
+            "it cannot import); what was baked is kept: run the same bake again, with fewer workers or none"
+        ) from error
     finally:
         for future in running:
             future.cancel()
         wait(running)  # nothing writes once the lock is free
 
 
-def bake_slab_alone(job: SlabJob, plan: SlabPlan) -> None:
-    """Bake one slab with threads of its own: an executor's task; repeating it does no harm."""
+def _check_picklable(job: _Job) -> None:
+    try:
+        pickle.dumps(job.shared)
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RecipeError(
+            f"{job.request.producer.name}: cannot be sent to worker processes ({text}); define it at the top "
+            "of a module, without lambdas and open files, or bake without workers"
+        ) from error
+
+
+def bake_slab_alone(job: SlabJob, plan: SlabPlan) -> int:
+    """Bake one slab with threads of its own: an executor's task; repeating it does no harm.
+
+    Returns the encoded bytes that it wrote.
+    """
     with Pipeline({name: field.layout for name, field in job.fields.items()}) as pipeline:
         bake_slab(job, plan, pipeline)
         pipeline.drain()
+        return pipeline.nbytes_written
 
 
 def _note_seconds(staging: Staging, seconds: float) -> None:
@@ -509,7 +583,7 @@ def _note_seconds(staging: Staging, seconds: float) -> None:
 # ---- publishing
 
 
-def _publish(job: _Job, reporter: _Reporter) -> None:
+def _publish(job: _Job) -> None:
     """Gather scalars, statistics and the manifest, write the sealed metadata, swap the store in."""
     staging = job.shared.staging
     records = [
@@ -518,10 +592,14 @@ def _publish(job: _Job, reporter: _Reporter) -> None:
     assert len(records) == len(job.slabs)
     _remove_surplus(job)
     manifests = {name: _manifest(job, name, records) for name in job.shared.fields}
-    if job.reproduce:
-        _check_reproduced(job, manifests)
-    for manifest in manifests.values():
-        reporter.written(int(manifest.nbytes.sum()))
+    drifted = _drifted(job, manifests)
+    if drifted and not job.accept_drift:
+        staging.remove()  # else a repair on the right device would go on with these bytes
+        name, shard = drifted[0]
+        raise NotReproducibleError(
+            f"{job.request.target}: field {name!r}, shard {shard}: the producer no longer gives the recorded "
+            "bytes (another device or version?); --accept-drift takes the new ones, --rebuild bakes all again"
+        )
     summaries = {
         name: statistics.summary(statistics.merged(manifest.statistics, manifest.statistics.shape[2]))
         for name, manifest in manifests.items()
@@ -532,7 +610,7 @@ def _publish(job: _Job, reporter: _Reporter) -> None:
         fields=job.shared.fields,
         coords=merged_coords(job.request.schema),
         keys=job.request.wanted,
-        provenance=_provenance(job, records),
+        provenance=_provenance(job, records, drifted),
         statistics=summaries,
     )
     seal = zarr_dir.write_metadata(staging.store, document, manifests)
@@ -573,26 +651,29 @@ def _gathered(job: _Job, field: StoredField, records: Sequence[SlabRecord]) -> l
     return written
 
 
-def _check_reproduced(job: _Job, manifests: Mapping[str, Manifest]) -> None:
-    assert job.shared.old is not None
+def _drifted(job: _Job, manifests: Mapping[str, Manifest]) -> list[tuple[str, int]]:
+    """The (field, shard) whose bytes were to come out as recorded, and did not."""
+    drifted = []
     for name, shard in sorted(job.reproduce):
+        assert job.shared.old is not None
         try:
             recorded = job.shared.old.manifest(name)
         except DamagedStoreError:  # nothing left to compare with
             continue
         if manifests[name].crc32c[shard] != recorded.crc32c[shard]:
-            raise NotReproducibleError(
-                f"{job.request.target}: field {name!r}, shard {shard}: the producer no longer gives the recorded "
-                "bytes (another device or version?); --accept-drift takes the new ones, --rebuild bakes all again"
-            )
+            drifted.append((name, shard))
+    return drifted
 
 
-def _provenance(job: _Job, records: Sequence[SlabRecord]) -> dict[str, JSON]:
+def _provenance(
+    job: _Job, records: Sequence[SlabRecord], drifted: Sequence[tuple[str, int]]
+) -> dict[str, JSON]:
     old = job.shared.old
     kept = [
         segment
         for plan in job.slabs
         for name, source in plan.sources.items()
+        if source.kept_until > plan.start
         for segment in clipped(job.old_segments, name, plan.start, source.kept_until)
     ]
     produced = [segment for record in records for segment in record.segments]
@@ -607,6 +688,8 @@ def _provenance(job: _Job, records: Sequence[SlabRecord]) -> dict[str, JSON]:
         "command": job.request.options.command,
         "git_commit": _git_commit(),
     }
+    if drifted:
+        this["accepted_drift"] = [f"{name}, shard {shard}" for name, shard in drifted]
     return {
         "codec": job.codec,
         "batch_size": job.shared.batch_size,

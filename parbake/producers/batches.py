@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ from numpy.typing import NDArray
 from parbake.errors import ParbakeError, ProducerError
 from parbake.store.document import StoredField
 from parbake.store.keys import Producer
+
+# held until a batch is copied: in one process produce() runs on one thread at a time, whatever executor
+# the slabs are given to; reentrant: a producer may bake another
+producing = threading.RLock()
 
 
 @dataclass
@@ -27,7 +32,7 @@ class Batch:
     start: int
 
     def checked(self, fields: Mapping[str, StoredField]) -> dict[str, NDArray[Any]]:
-        """The arrays, copied and free of NaN where the field does not allow it. Raises ProducerError."""
+        """The arrays, complete and free of NaN where the field does not allow it. Raises ProducerError."""
         for wait in self.waits:
             wait()
         for name, array in self.arrays.items():
@@ -49,7 +54,7 @@ def produce_batch(
     """
     where = f"{producer.name}: samples {start}-{stop - 1}"
     try:
-        produced = producer.produce(start, stop, tuple(names))
+        return _batch_of(producer.produce(start, stop, tuple(names)), fields, names, start, stop, where)
     except ParbakeError:
         raise
     except Exception as error:
@@ -57,6 +62,11 @@ def produce_batch(
         raise ProducerError(
             f"{where}: {text}; what was baked before is kept: mend it and run the same bake again"
         ) from error
+
+
+def _batch_of(
+    produced: Any, fields: Mapping[str, StoredField], names: Sequence[str], start: int, stop: int, where: str
+) -> Batch:
     if not isinstance(produced, Mapping):
         raise ProducerError(
             f"{where}: produce() gives {type(produced).__name__}; a mapping of fields is needed"
@@ -64,12 +74,16 @@ def produce_batch(
     if missing := [name for name in names if name not in produced]:
         raise ProducerError(f"{where}: produce() gives {sorted(produced)} but not {missing}")
     batch = Batch({}, [], "cpu", where, start)
+    own: dict[str, bool] = {}
     for name in names:
         if hasattr(produced[name], "is_cuda"):
             batch.device = str(produced[name].device)
         array, wait = to_host(produced[name], where, name)
         batch.arrays[name] = _fitting(array, fields[name], stop - start, where)
         batch.waits += [] if wait is None else [wait]
+        own[name] = wait is not None
+    if batch.waits:  # read after the next call of the producer, which may reuse its arrays
+        batch.arrays = {name: array if own[name] else array.copy() for name, array in batch.arrays.items()}
     return batch
 
 
@@ -77,7 +91,7 @@ def to_host(value: Any, where: str, name: str) -> tuple[NDArray[Any], Callable[[
     """``value`` (an array, a tensor on any device, a list of equal arrays) as NumPy, and what to wait for."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        tensor = value.detach()
+        tensor = value.detach().resolve_conj().resolve_neg()
         if tensor.dtype == torch.bfloat16:
             tensor = tensor.float()  # NumPy and Zarr have none; float32 holds every value
         return _copied_to_host(tensor, torch)

@@ -76,7 +76,8 @@ def dry_run(
     seconds: list[float] = []
     for start in starts:
         began = time.perf_counter()
-        batches.append(produce_batch(producer, fields, tuple(fields), start, start + width).checked(fields))
+        batch = produce_batch(producer, fields, tuple(fields), start, start + width).checked(fields)
+        batches.append({name: array.copy() for name, array in batch.items()})  # it may reuse its arrays
         seconds.append(time.perf_counter() - began)
     steady = seconds[1:] or seconds  # the first call also loads the model
     ratios = {name: _ratio(field, [batch[name] for batch in batches]) for name, field in fields.items()}

@@ -29,7 +29,9 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _start_worker(parent: int, threads: int) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before torch is imported here
+    if (torch := sys.modules.get("torch")) is not None:  # the user's own script imports it
+        torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for a torch that is imported later
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends the pool
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

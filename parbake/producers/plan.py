@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from parbake.store.keys import JSON, canonical
@@ -68,12 +69,16 @@ class SlabPlan:
 
 @dataclass(frozen=True)
 class Step:
-    """One batch: samples [start, stop), which fields are produced and which read from the old store."""
+    """One batch: samples [start, stop), which fields are produced and which read from the old store.
+
+    ``batch_size``: of the grid that it lies on.
+    """
 
     start: int
     stop: int
     produced: tuple[str, ...]
     kept: tuple[str, ...]
+    batch_size: int
 
 
 def plan_slabs(
@@ -105,18 +110,32 @@ def plan_slabs(
 def steps(slab: SlabPlan, batch_size: int, recorded: Sequence[Segment] = ()) -> Iterator[Step]:
     """The batches of a slab on the absolute grid: multiples of the batch size and the slab's own cuts.
 
-    ``recorded``: segments whose own grid counts instead, where the same bytes are wanted again.
+    ``recorded``: segments whose own grid counts instead, where the same bytes are wanted again; fields
+    that were produced on different grids then come one after the other.
     """
+    grids: dict[tuple[tuple[int, int, int], ...], list[str]] = {}
+    for name in slab.sources:
+        pieces = clipped(recorded, name, slab.start, slab.stop)
+        grids.setdefault(tuple((s.start, s.stop, s.batch_size) for s in pieces), []).append(name)
+    for grid, names in grids.items():
+        yield from _steps_on(grid, frozenset(names), slab, batch_size)
+
+
+def _steps_on(
+    grid: Sequence[tuple[int, int, int]], names: frozenset[str], slab: SlabPlan, batch_size: int
+) -> Iterator[Step]:
     cuts = {slab.start, slab.stop}
     cuts |= {source.kept_until for source in slab.sources.values()}
-    cuts |= {edge for segment in recorded for edge in (segment.start, segment.stop)}
+    cuts |= {edge for start, stop, _ in grid for edge in (start, stop)}
     edges = sorted(edge for edge in cuts if slab.start <= edge <= slab.stop)
-    for low, high in zip(edges, edges[1:], strict=False):
-        size = next((s.batch_size for s in recorded if s.start <= low < s.stop), batch_size)
+    for low, high in pairwise(edges):
+        size = next((size for start, stop, size in grid if start <= low < stop), batch_size)
+        produced = tuple(name for name in slab.produced(low) if name in names)
+        kept = tuple(name for name in slab.kept(low) if name in names)
         start = low
-        while start < high:
+        while start < high and (produced or kept):
             stop = min((start // size + 1) * size, high)
-            yield Step(start, stop, slab.produced(start), slab.kept(start))
+            yield Step(start, stop, produced, kept, size)
             start = stop
 
 
@@ -157,5 +176,5 @@ def clipped(segments: Iterable[Segment], field: str, start: int, stop: int) -> l
     return [
         Segment((field,), max(s.start, start), min(s.stop, stop), s.batch_size, s.environment)
         for s in segments
-        if field in s.fields and s.start < stop and s.stop > start
+        if field in s.fields and max(s.start, start) < min(s.stop, stop)
     ]

@@ -10,10 +10,10 @@ import platform
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from parbake.producers.batches import Batch, produce_batch
+from parbake.errors import DamagedStoreError
+from parbake.producers.batches import Batch, produce_batch, producing
 from parbake.producers.plan import Segment, SlabPlan, Step, steps
 from parbake.store import statistics
 from parbake.store.document import StoredField
@@ -29,11 +30,12 @@ from parbake.store.keys import JSON, Producer, canonical
 from parbake.store.publish import Staging
 from parbake.store.shard import HEADER_NBYTES, ShardIdentity
 from parbake.store.store import Store
-from parbake.store.writer import Pipeline, ShardFile, SlabBuffer, SlabWriter
+from parbake.store.writer import Pipeline, ShardFile, SlabBuffer, SlabWriter, durable
 from parbake.store.zarr_dir import shard_file, sync_folder, write_durably
 
 SPOOL_AFTER_S = 20.0  # a kill loses at most this and one batch
 _VERSIONED = ("torch", "scipy")  # beside what every bake uses
+_DEVICE = "__device"  # in a spool file; no field's name begins so
 
 
 @dataclass(frozen=True)
@@ -59,39 +61,46 @@ def bake_slab(
     linked = {name: _link(job, plan, name) for name, source in plan.sources.items() if source.linked}
     fields = {name: job.fields[name] for name, source in plan.sources.items() if not source.linked}
     writer = SlabWriter(pipeline, job.staging.store, fields, job.identities, plan.start, plan.stop)
-    spool = _Spool(job.staging.spool(plan.slab), writer, plan)
-    device = "cpu"
-    pending: Batch | None = None  # still being copied from the device while the next is computed
+    spool = _Spool(job, plan, writer)
+    device: str | None = None
+    pending: tuple[Step, Batch] | None = None  # still being copied from the device while the next is computed
+
+    def settle() -> None:
+        nonlocal pending
+        if pending is not None:
+            (step, batch), pending = pending, None
+            _append(writer, batch.checked(fields))
+            spool.reached(step, batch.device, pipeline)
+
     try:
         for step in steps(plan, job.batch_size, job.recorded):
             if step.kept:
                 assert job.old is not None
-                for name, kept in job.old.read(range(step.start, step.stop), step.kept).items():
-                    writer.append(name, kept)
+                _append(writer, job.old.read(range(step.start, step.stop), step.kept))
             if not step.produced:
                 continue
             spooled = spool.read(step)
             if spooled is not None:
+                settle()
                 _append(writer, spooled)
             else:
-                batch = produce_batch(job.producer, fields, step.produced, step.start, step.stop)
-                device = batch.device
-                if pending is not None:
-                    _append(writer, pending.checked(fields))
-                pending = batch if batch.waits else None
-                if pending is None:
-                    _append(writer, batch.checked(fields))
-            if pending is None:
-                spool.reached(step, pipeline)
+                with producing:
+                    batch = produce_batch(job.producer, fields, step.produced, step.start, step.stop)
+                    device = batch.device
+                    settle()
+                    pending = step, batch
+                    if not batch.waits:
+                        settle()
             if produced is not None:
                 produced(step.stop - step.start)
-        if pending is not None:
-            _append(writer, pending.checked(fields))
+        settle()
     except BaseException:
-        with contextlib.suppress(OSError):  # a full disk, say: the cause is told, not this
-            spool.write()
+        with contextlib.suppress(Exception):  # the cause is told, not what follows from it
+            settle()
+        with contextlib.suppress(Exception):  # a full disk, say
+            spool.write(device or "cpu")
         raise
-    segments = _segments(job, plan, device)
+    segments = _segments(job, plan, device or spool.device)
     writer.finish(lambda shards, scalars: _conclude(job, plan, linked | shards, scalars, segments))
 
 
@@ -106,9 +115,7 @@ def _segments(job: SlabJob, plan: SlabPlan, device: str) -> list[Segment]:
     found: list[Segment] = []
     for step in steps(plan, job.batch_size, job.recorded):
         if step.produced:
-            size = next(
-                (s.batch_size for s in job.recorded if s.start <= step.start < s.stop), job.batch_size
-            )
+            size = step.batch_size
             last = found[-1] if found else None
             if last and (last.fields, last.batch_size) == (step.produced, size) and step.start % size == 0:
                 found[-1] = Segment(last.fields, last.start, step.stop, size, here)
@@ -155,19 +162,19 @@ class SlabRecord:
 
     @classmethod
     def read(cls, file: Path) -> SlabRecord | None:
-        """The record in a file, None where there is none."""
+        """The record in a file, None where there is none that can be read: the slab is then baked again."""
         try:
             value = json.loads(file.read_bytes())
-        except FileNotFoundError:
+            return cls(
+                **{
+                    **value,
+                    "shards": {name: tuple(shard) for name, shard in value["shards"].items()},
+                    "statistics": {name: _unpacked(text) for name, text in value["statistics"].items()},
+                    "segments": tuple(Segment.from_json(segment) for segment in value["segments"]),
+                }
+            )
+        except (FileNotFoundError, KeyError, ValueError, TypeError, AttributeError):
             return None
-        return cls(
-            **{
-                **value,
-                "shards": {name: tuple(shard) for name, shard in value["shards"].items()},
-                "statistics": {name: _unpacked(text) for name, text in value["statistics"].items()},
-                "segments": tuple(Segment.from_json(segment) for segment in value["segments"]),
-            }
-        )
 
 
 def _packed(partial: NDArray[np.float64]) -> str:
@@ -183,10 +190,9 @@ def valid_record(job: SlabJob, plan: SlabPlan) -> SlabRecord | None:
     record = SlabRecord.read(job.staging.record(plan.slab))
     if record is None or (record.start, record.stop) != (plan.start, plan.stop):
         return None
-    count = plan.stop - plan.start
     for name, field in job.fields.items():
         if field.is_scalar:
-            if not _has(job.staging.scalars(name, plan.slab), count * field.layout.sample_nbytes):
+            if _crc_of(job.staging.scalars(name, plan.slab)) != record.scalars.get(name):
                 return None
             continue
         file = job.staging.store / shard_file(name, len(field.shape), plan.slab)
@@ -196,6 +202,13 @@ def valid_record(job: SlabJob, plan: SlabPlan) -> SlabRecord | None:
             if opened.read(HEADER_NBYTES) != job.identities[name].header(plan.slab):
                 return None
     return record
+
+
+def _crc_of(file: Path) -> int | None:
+    try:
+        return int(crc32c(file.read_bytes()))
+    except FileNotFoundError:
+        return None
 
 
 def _has(file: Path, nbytes: int) -> bool:
@@ -234,67 +247,91 @@ def _link(job: SlabJob, plan: SlabPlan, name: str) -> ShardFile:
     assert job.old is not None
     file = shard_file(name, len(job.fields[name].shape), plan.slab)
     old, new = job.old.path / file, job.staging.store / file
+    manifest = job.old.manifest(name)
+    nbytes, crc = int(manifest.nbytes[plan.slab]), int(manifest.crc32c[plan.slab])
+    if not _has(old, nbytes):
+        raise DamagedStoreError(
+            f"{old}: field {name!r}, samples {plan.start}-{plan.stop - 1}: missing, or not of the {nbytes} "
+            f"bytes that were written; run 'parbake verify {job.old.path} --repair RECIPE' first"
+        )
     new.parent.mkdir(parents=True, exist_ok=True)
     new.unlink(missing_ok=True)
     try:
         os.link(old, new)
-    except OSError:
-        shutil.copyfile(old, new)
-        with new.open("rb") as copied:
-            os.fsync(copied.fileno())
-    sync_folder(new.parent)
-    manifest = job.old.manifest(name)
-    nbytes, crc = int(manifest.nbytes[plan.slab]), int(manifest.crc32c[plan.slab])
+        sync_folder(new.parent)
+    except OSError:  # another file system, too many links, or none at all
+        with old.open("rb") as source, durable(new) as copy:
+            shutil.copyfileobj(source, copy, 1024**2)
     return ShardFile(nbytes, crc, manifest.statistics[plan.slab])
 
 
-class _Spool:
-    """Produced batches of an unfinished slab, as files: what a kill does not lose."""
+@dataclass
+class _Stretch:
+    """Adjoining samples of some fields that are in the writer, but not in a spool file yet."""
 
-    def __init__(self, folder: Path, writer: SlabWriter, plan: SlabPlan) -> None:
-        self._folder = folder
+    fields: tuple[str, ...]
+    start: int
+    stop: int
+
+
+class _Spool:
+    """Produced batches of an unfinished slab, as files: what a kill does not lose.
+
+    A file counts only for the batch size and the slab's end that it was produced with: another width of
+    a batch may change the last bits of its samples.
+    """
+
+    def __init__(self, job: SlabJob, plan: SlabPlan, writer: SlabWriter) -> None:
+        self.device = "cpu"  # of what was read from here
+        self._folder = job.staging.spool(plan.slab)
+        self._grid = f"{job.batch_size}-{plan.stop}"
         self._writer = writer
-        self._plan = plan
-        self._files = sorted(folder.glob("*.npz"))
-        self._written = self._reached = plan.start
-        self._names: tuple[str, ...] = ()
+        self._stop = plan.stop
+        self._files = sorted(self._folder.glob(f"*-{self._grid}.npz"))
+        self._pending: list[_Stretch] = []
         self._since = time.monotonic()
         self._loaded: tuple[Path, dict[str, NDArray[Any]]] | None = None
 
     def read(self, step: Step) -> dict[str, NDArray[Any]] | None:
         """A batch that an earlier, killed run spooled, or None."""
         for file in self._files:
-            start, stop = (int(part) for part in file.stem.split("-"))
+            start, stop = (int(part) for part in file.stem.split("-")[:2])
             if start <= step.start and step.stop <= stop:
                 arrays = self._load(file)
                 if set(step.produced) <= arrays.keys():
-                    self._names = step.produced
-                    self._written = self._reached = step.stop
                     return {n: arrays[n][step.start - start : step.stop - start] for n in step.produced}
         return None
 
     def _load(self, file: Path) -> dict[str, NDArray[Any]]:
         if self._loaded is None or self._loaded[0] != file:
-            with np.load(file, allow_pickle=False) as archive:  # a zip: its CRCs are checked
-                self._loaded = file, dict(archive)
+            try:
+                # a zip: its CRCs are checked
+                with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+                    self._loaded = file, dict(archive)
+                self.device = str(self._loaded[1].pop(_DEVICE))
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                self._loaded = file, {}  # damaged: produced again
         return self._loaded[1]
 
-    def reached(self, step: Step, pipeline: Pipeline) -> None:
-        """Note that a batch is in the writer; spool, in another thread, when that is due."""
-        if step.produced != self._names:
-            self._names, self._written = step.produced, step.start
-        self._reached = step.stop
-        if time.monotonic() - self._since > SPOOL_AFTER_S and step.stop < self._plan.stop:
-            start, self._written, self._since = self._written, self._reached, time.monotonic()
-            pipeline.aside(lambda: self._write(start, step.stop))
+    def reached(self, step: Step, device: str, pipeline: Pipeline) -> None:
+        """Note that a produced batch is in the writer; spool, in another thread, when that is due."""
+        last = self._pending[-1] if self._pending else None
+        if last is not None and (last.fields, last.stop) == (step.produced, step.start):
+            last.stop = step.stop
+        else:
+            self._pending.append(_Stretch(step.produced, step.start, step.stop))
+        if time.monotonic() - self._since > SPOOL_AFTER_S and step.stop < self._stop:
+            due, self._pending, self._since = self._pending, [], time.monotonic()
+            pipeline.aside(lambda: self._write(due, device))
 
-    def write(self) -> None:
+    def write(self, device: str) -> None:
         """Spool now what is not spooled yet."""
-        self._write(self._written, self._reached)
+        self._write(self._pending, device)
 
-    def _write(self, start: int, stop: int) -> None:
-        if start < stop and self._names:
-            content = BytesIO()
-            np.savez(content, **{name: self._writer.written(name, start, stop) for name in self._names})
+    def _write(self, stretches: list[_Stretch], device: str) -> None:
+        for part in stretches:
+            arrays = {name: self._writer.written(name, part.start, part.stop) for name in part.fields}
+            arrays[_DEVICE] = np.array(device)
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_durably(self._folder / f"{start}-{stop}.npz", content.getvalue())
+            with durable(self._folder / f"{part.start}-{part.stop}-{self._grid}.npz") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # no field is named allow_pickle

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import enum
 import functools
 import hashlib
+import logging
 import math
-import os
 import sys
-import time
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,56 @@ from typing import Any
 import numpy as np
 
 from parbake.errors import KeysError, StoreNotFoundError
-from parbake.settings import cache_home
-from parbake.store.source import global_names, is_builtin, is_user_code, qualname, tree_of, written_only
+from parbake.store import source as found_source
+from parbake.store.files import file_sha256
+from parbake.store.source import is_foreign, is_user_code, library_name, qualname, tree_of, written_only
 
-_MEMO_NBYTES = 8 * 1024**2  # smaller files are hashed faster than a memo is found
-_MEMO_AGE_S = 2.0  # a file changed within the clock's grain of its hash may change again unseen
-_TORCH_PRIVATE = frozenset({"_parameters", "_buffers", "_modules", "training"})
+_TORCH_APART = frozenset({"_parameters", "_buffers", "_modules", "training"})  # captured by name of their own
+_TORCH_BOOKS = frozenset(
+    {  # change no output by themselves, or repeat the parameters
+        "_non_persistent_buffers_set",
+        "_is_full_backward_hook",
+        "_flat_weights",
+        "_flat_weight_refs",
+        "_compiled_call_impl",
+    }
+)
+_LITERALS = (bytes, complex, range, slice, types.EllipsisType, float)  # of which repr() says all
+_MAPPINGS = (dict, types.MappingProxyType)
+
+# How much is let through: what the user declares is JSON; inside code any plain value is told by its
+# repr; a global that nothing can see into is told by the source of the module that made it.
+_DECLARED, _IN_CODE, _GLOBAL = range(3)
 
 
 @dataclass
 class Captured:
     """What a capture met on its way, beside the values themselves.
 
-    ``source``: SHA-256 of each definition in user code, by qualified name. ``bound``: values and
-    library names that those definitions refer to by a global name.
+    ``source``: SHA-256 of each definition in user code, by qualified name. ``bound``: values and names
+    that those definitions refer to by a global name.
     """
 
     rehash: bool = False
     source: dict[str, str] = field(default_factory=dict)
     bound: dict[str, Any] = field(default_factory=dict)
-    _open: set[int] = field(default_factory=set)
+    _open: dict[int, int] = field(default_factory=dict)  # depth by id, of what is being captured
     _defined: dict[int, Any] = field(default_factory=dict)  # by id, and kept alive for it
+    _level: int = _DECLARED
+    _opaque: bool = False  # whether the global being captured holds what nothing can see into
 
     def add_definition(self, thing: Any) -> None:
         """Add the source of a user's function, class or module and of all that it refers to."""
-        _add_definition(thing, self)
+        with self._at(_IN_CODE):
+            _add_definition(thing, self)
+
+    @contextlib.contextmanager
+    def _at(self, level: int) -> Iterator[None]:
+        before, self._level = self._level, max(level, self._level)
+        try:
+            yield
+        finally:
+            self._level = before
 
 
 def capture(value: Any, captured: Captured, path: str = "") -> Any:
@@ -54,161 +79,251 @@ def capture(value: Any, captured: Captured, path: str = "") -> Any:
     their qualified name, source (in ``captured``) and bound values. Raises KeysError with the path of
     anything whose content cannot be seen.
     """
-    if type(value) is float and not math.isfinite(value):
-        raise KeysError(f"{path or 'value'}: {value} cannot be an invalidation key; name it in words")
-    if value is None or type(value) in (bool, int, float, str):
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
         return value
     if isinstance(value, np.ndarray):
         return _array(value, path)
     if isinstance(value, np.generic):
-        return value.item()
+        return (
+            capture(value.item(), captured, path) if not isinstance(value.item(), np.generic) else str(value)
+        )
     if isinstance(value, np.dtype):
         return str(value)
-    if isinstance(value, enum.Enum):
-        return {"enum": qualname(type(value)), "name": value.name}
     if isinstance(value, Path):
-        return {"sha256": file_sha256(value, rehash=captured.rehash)}
+        return _file(value, captured)
+    if isinstance(value, _LITERALS) and type(value) in _LITERALS:
+        if captured._level == _DECLARED:
+            kind = value if isinstance(value, float) else type(value).__name__
+            raise KeysError(f"{path or 'value'}: {kind} cannot be an invalidation key; name it in words")
+        return {type(value).__name__: repr(value)}
     if id(value) in captured._open:
-        raise KeysError(f"{path or 'value'}: refers to itself")
-    captured._open.add(id(value))
+        if isinstance(value, dict | list | tuple):
+            raise KeysError(f"{path or 'value'}: refers to itself")
+        return {"above": len(captured._open) - captured._open[id(value)]}
+    captured._open[id(value)] = len(captured._open)
     try:
         return _composite(value, captured, path)
     finally:
-        captured._open.discard(id(value))
+        del captured._open[id(value)]
 
 
 def _composite(value: Any, captured: Captured, path: str) -> Any:
-    if isinstance(value, Mapping):
-        return {_key(k, path): capture(v, captured, _join(path, str(k))) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [capture(v, captured, f"{path}[{i}]") for i, v in enumerate(value)]
-    if isinstance(value, type):
-        if is_user_code(value):
-            captured.add_definition(value)
-        return {"class": qualname(value)}
-    if isinstance(value, functools.partial):
-        parts = {"function": value.func, "args": value.args, "keywords": value.keywords}
-        return capture(parts, captured, path)
-    if isinstance(value, types.MethodType):
-        return capture({"method": value.__func__, "self": value.__self__}, captured, path)
-    if isinstance(value, types.FunctionType):
-        return _function(value, captured, path)
-    if isinstance(value, types.BuiltinFunctionType | np.ufunc):
-        return {"function": f"{getattr(value, '__module__', None) or 'numpy'}.{value.__name__}"}
-    if (torch := sys.modules.get("torch")) is not None:
-        if isinstance(value, torch.Tensor):
-            return _tensor(value, torch, path)
-        if isinstance(value, torch.nn.Module):
-            return _module(value, captured, path)
-        if isinstance(value, torch.dtype | torch.device):
-            return str(value)
-    return _object(value, captured, path)
-
-
-def _key(key: Any, path: str) -> str:
-    if not isinstance(key, str):
-        raise KeysError(f"{path or 'value'}: key {key!r} is not a string")
-    return key
+    if type(value) in _MAPPINGS and all(isinstance(key, str) for key in value):
+        return {key: capture(item, captured, _join(path, key)) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return [capture(item, captured, f"{path}[{i}]") for i, item in enumerate(value)]
+    if captured._level == _DECLARED and isinstance(value, Mapping):
+        bad = next((key for key in value if not isinstance(key, str)), None)
+        if bad is not None:
+            raise KeysError(f"{path or 'value'}: key {bad!r} is not a string")
+    if isinstance(value, dict | list | tuple | set | frozenset | Mapping) and (
+        captured._level > _DECLARED or not isinstance(value, set | frozenset)
+    ):
+        return _container(value, captured, path)
+    if isinstance(value, enum.Enum):
+        _add_class(type(value), captured)
+        return {
+            "enum": qualname(type(value)),
+            "name": value.name,
+            "value": capture(value.value, captured, path),
+        }
+    with captured._at(_IN_CODE):
+        if isinstance(value, type | types.ModuleType):
+            _add_class(value, captured)
+            return {"class" if isinstance(value, type) else "module": qualname(value)}
+        if callable(value) and (name := library_name(value)) is not None:
+            return {"function": name}
+        if isinstance(value, types.FunctionType):
+            return _function(value, captured, path)
+        if isinstance(value, functools.partial):
+            parts = {"function": value.func, "args": value.args, "keywords": value.keywords}
+            return {"partial": capture(parts, captured, path)}
+        if isinstance(value, types.MethodType):
+            return capture({"method": value.__func__, "self": value.__self__}, captured, path)
+        if isinstance(value, types.BuiltinMethodType | types.MethodWrapperType):
+            return {"method": value.__qualname__, "self": capture(value.__self__, captured, path)}
+        if (wrapped := getattr(value, "__wrapped__", None)) is not None and not _visible(type(value)):
+            return {"class": qualname(type(value)), "wrapped": capture(wrapped, captured, path)}
+        if isinstance(value, logging.Logger):  # gives no values, and holds all other loggers
+            return {"class": qualname(type(value)), "name": value.name}
+        if isinstance(value, np.ufunc) and value.types != ["O->O"]:
+            return {"function": f"ufunc {value.__name__}"}
+        if (torch := sys.modules.get("torch")) is not None:
+            if isinstance(value, torch.Tensor):
+                return _tensor(value, torch, path)
+            if isinstance(value, torch.nn.Module):
+                return _module(value, captured, path)
+            if isinstance(value, torch.dtype | torch.device):
+                return str(value)
+        return _object(value, captured, path)
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _container(value: Any, captured: Captured, path: str) -> dict[str, Any]:
+    """A set, a mapping with keys of any kind, or a container of a class of its own."""
+    cls = type(value)
+    with captured._at(_IN_CODE):
+        _add_class(cls, captured)
+        content: Any
+        if isinstance(value, Mapping):
+            content = [[capture(k, captured, path), capture(v, captured, path)] for k, v in value.items()]
+            content = sorted(content, key=repr) if isinstance(value, dict) else content
+        else:
+            content = [capture(item, captured, path) for item in value]
+            content = sorted(content, key=repr) if isinstance(value, set | frozenset) else content
+        attributes = dict(getattr(value, "__dict__", {}))
+        extra = {"default": value.default_factory} if hasattr(value, "default_factory") else {}
+        return {"class": qualname(cls), "items": content} | {
+            name: capture(item, captured, path)
+            for name, item in {"attributes": attributes, **extra}.items()
+            if item
+        }
+
+
+# ---- arrays and tensors
+
+
 def _array(value: np.ndarray[Any, Any], path: str) -> dict[str, Any]:
     if value.dtype.hasobject:
         raise KeysError(f"{path or 'value'}: an array of dtype {value.dtype} has no stable bytes")
+    if type(value) not in (np.ndarray, np.memmap):
+        raise KeysError(
+            f"{path or 'value'}: {type(value).__name__} is more than its numbers; pass plain arrays"
+        )
     content = np.ascontiguousarray(value).reshape(-1)
-    return {
-        "shape": list(value.shape),
-        "dtype": value.dtype.str,
-        "sha256": hashlib.sha256(content.view(np.uint8).data).hexdigest(),
-    }
+    dtype = value.dtype.str if value.dtype.names is None else str(value.dtype.descr)
+    digest = hashlib.sha256(content.view(np.uint8).data).hexdigest()
+    return {"shape": list(value.shape), "dtype": dtype, "sha256": digest}
 
 
 def _tensor(value: Any, torch: Any, path: str) -> dict[str, Any]:
-    if value.is_sparse or value.is_quantized:
-        raise KeysError(f"{path or 'value'}: sparse and quantized tensors cannot enter the keys")
-    plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    digest = hashlib.sha256(plain).hexdigest()
-    return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": digest}
+    try:
+        if value.layout is not torch.strided or value.is_quantized or value.is_nested:
+            raise NotImplementedError
+        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        digest = hashlib.sha256(plain.view(torch.uint8).numpy()).hexdigest()
+        return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": digest}
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        raise KeysError(
+            f"{path or 'value'}: a tensor that is sparse, quantized, nested or on 'meta' has no plain bytes"
+        ) from None
 
 
-def _module(module: Any, captured: Captured, path: str) -> dict[str, Any]:
-    cls = type(module)
-    foreign = not cls.__module__.startswith("torch.")
-    if is_user_code(cls):
-        captured.add_definition(cls)
-    attributes = {
-        name: capture(item, captured, _join(path, name))
+# ---- objects
+
+
+def _module(module: Any, captured: Captured, path: str) -> Any:
+    if type(module).__module__.startswith("torch.jit"):
+        raise KeysError(
+            f"{path or 'value'}: the code of a TorchScript module is not visible; pass its file as Path"
+        )
+    if type(module).__module__.startswith("torch._dynamo") and "_orig_mod" in module._modules:
+        return capture(module._orig_mod, captured, path)  # torch.compile
+    for base in type(module).__mro__:
+        _add_class(base, captured, foreign=True)
+    state = {
+        name: item
         for name, item in vars(module).items()
-        if name not in _TORCH_PRIVATE and (foreign or not name.startswith("_")) and not _torch_book(name)
+        if name not in _TORCH_APART | _TORCH_BOOKS and "_hooks" not in name and name != "_graph"
     }
     hooks = {
-        name: list(item.values()) for name, item in vars(module).items() if name.endswith("_hooks") and item
+        name: list(item.values())
+        for name, item in vars(module).items()
+        if name.endswith("_hooks") and "state_dict" not in name and item
     }
+    if "_graph" in vars(module):  # torch.fx
+        state["code"] = module.code
     return {
-        "class": qualname(cls),
+        "class": qualname(type(module)),
         "training": module.training,
-        "attributes": attributes,
+        "attributes": capture(state, captured, path),
         "hooks": capture(hooks, captured, _join(path, "hooks")),
         "parameters": capture(dict(module._parameters), captured, path),
         "buffers": capture(dict(module._buffers), captured, path),
-        "modules": {
-            name: capture(child, captured, _join(path, name)) for name, child in module._modules.items()
-        },
+        "modules": capture(dict(module._modules), captured, path),
     }
-
-
-def _torch_book(name: str) -> bool:
-    """Book-keeping that every torch module has and that changes no output by itself."""
-    return name.startswith("_") and (
-        "hook" in name or name in {"_non_persistent_buffers_set", "_is_full_backward_hook"}
-    )
 
 
 def _object(value: Any, captured: Captured, path: str) -> dict[str, Any]:
     cls = type(value)
-    if cls is object or not all(_python_defined(base) for base in cls.__mro__ if base is not object):
-        raise KeysError(
-            f"{path or 'value'}: {qualname(cls)} cannot enter the keys, its content is not visible; "
-            "pass what it depends on as keys"
-        )
-    if is_user_code(cls):
-        captured.add_definition(cls)
+    if cls is object or not _visible(cls):
+        return _unseen(cls, captured, path)
+    _add_class(cls, captured)
     state = dict(getattr(value, "__dict__", {}))
     for base in cls.__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(value, name) and name not in ("__dict__", "__weakref__"):
+        for name in _slots(base):
+            if hasattr(value, name):
                 state[name] = getattr(value, name)
     return {"class": qualname(cls), "attributes": capture(state, captured, path)}
 
 
-def _python_defined(cls: type) -> bool:
-    """Whether instances keep all their state in ``__dict__`` or slots (false for C extensions)."""
-    module = sys.modules.get(cls.__module__)
-    if cls.__module__ == "__main__":
-        return True
-    return (getattr(module, "__file__", None) or "").endswith(".py")
+def _unseen(cls: type, captured: Captured, path: str) -> dict[str, Any]:
+    if captured._level < _GLOBAL:
+        raise KeysError(
+            f"{path or 'value'}: {qualname(cls)} cannot enter the keys, its content is not visible; "
+            "pass what it depends on as keys"
+        )
+    captured._opaque = True
+    return {"class": qualname(cls)}
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    slots = cls.__dict__.get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    private = f"_{cls.__name__.lstrip('_')}"
+    mangled = (f"{private}{n}" if n.startswith("__") and not n.endswith("__") else n for n in names)
+    return tuple(name for name in mangled if name not in ("__dict__", "__weakref__"))
+
+
+def _visible(cls: type) -> bool:
+    """Whether instances keep all their state in ``__dict__`` and slots: no room for any in C."""
+    slots = [f"s{i}" for i in range(sum(len(_slots(base)) for base in cls.__mro__))]
+    slots += ["__dict__"] * bool(cls.__dictoffset__) + ["__weakref__"] * bool(cls.__weakrefoffset__)
+    probe = type("probe", (), {"__slots__": slots})
+    return cls.__itemsize__ == 0 and cls.__basicsize__ <= probe.__basicsize__
+
+
+def _file(path: Path, captured: Captured) -> dict[str, Any]:
+    try:
+        return {"sha256": file_sha256(path, rehash=captured.rehash)}
+    except (KeysError, StoreNotFoundError):
+        if captured._level < _GLOBAL:
+            raise
+        captured._opaque = True  # a folder, or a file that is yet to be written
+        return {"class": "pathlib.Path"}
+
+
+# ---- functions and definitions
 
 
 def _function(fn: types.FunctionType, captured: Captured, path: str) -> dict[str, Any]:
     if is_user_code(fn):
-        captured.add_definition(fn)
-    unread = written_only(tree_of(fn)) if is_user_code(fn) else set()
-    cells = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
-    bound: dict[str, Any] = {
-        name: cell.cell_contents for name, cell in cells if name not in unread and _filled(cell)
-    }
-    if fn.__defaults__ or fn.__kwdefaults__:
-        names = fn.__code__.co_varnames[: fn.__code__.co_argcount]
-        defaults = fn.__defaults__ or ()
-        bound |= dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
-        bound |= fn.__kwdefaults__ or {}
-    bound = {k: v for k, v in bound.items() if id(v) not in captured._open and v is not fn}
+        _add_definition(fn, captured)
+    bound = _bound(fn, captured)
     name = qualname(fn)
     return {"function": name, "bound": capture(bound, captured, path)} if bound else {"function": name}
+
+
+def _bound(fn: types.FunctionType, captured: Captured) -> dict[str, Any]:
+    """Values that a function carries: of its closure, defaults and attributes. Follows modules in it."""
+    user = is_user_code(fn)
+    tree = tree_of(fn) if user else ast.Module(body=[], type_ignores=[])
+    unread = written_only(tree)
+    cells = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
+    bound: dict[str, Any] = {name: cell.cell_contents for name, cell in cells if _filled(cell)}
+    bound = {name: value for name, value in bound.items() if name not in unread and name != "__class__"}
+    for name, value in bound.items():
+        if isinstance(value, types.ModuleType):
+            _follow(name, value, tree, qualname(fn), captured)
+    names = fn.__code__.co_varnames[: fn.__code__.co_argcount]
+    defaults = fn.__defaults__ or ()
+    bound |= dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
+    bound |= fn.__kwdefaults__ or {}
+    own = {k: v for k, v in vars(fn).items() if k != "__wrapped__" and f".{k}" not in unread} if user else {}
+    return {**bound, **{f".{name}": value for name, value in own.items()}}
 
 
 def _filled(cell: types.CellType) -> bool:
@@ -218,83 +333,114 @@ def _filled(cell: types.CellType) -> bool:
         return False
 
 
-# ---- files
-
-
-def file_sha256(path: Path, *, rehash: bool = False) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits; remembered for large files.
-
-    A remembered hash counts for the same device, inode, size and both change times only, and is kept
-    only for files that had not changed for two seconds. Raises StoreNotFoundError.
-    """
-    try:
-        before = os.stat(path)
-        memo = _memo_path(before)
-        if not rehash and before.st_size >= _MEMO_NBYTES and memo.exists():
-            return memo.read_text()
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise StoreNotFoundError(f"{path}: no such file, and its content is an invalidation key") from None
-    except IsADirectoryError:
-        raise KeysError(f"{path} is a folder; name the files that matter") from None
-    quiet = time.time() - max(before.st_mtime, before.st_ctime) > _MEMO_AGE_S
-    if before.st_size >= _MEMO_NBYTES and quiet and _memo_path(os.stat(path)) == memo:
-        _remember(memo, digest)
-    return digest
-
-
-def _memo_path(stat: os.stat_result) -> Path:
-    parts = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    return cache_home() / "file-hashes" / "-".join(map(str, parts))
-
-
-def _remember(memo: Path, digest: str) -> None:
-    try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memo.with_name(f"{memo.name}.{os.getpid()}")
-        temporary.write_text(digest)
-        temporary.rename(memo)
-    except OSError:  # a read-only cache folder costs time, not correctness
-        return
-
-
-# ---- definitions
+def _add_class(thing: Any, captured: Captured, *, foreign: bool = False) -> None:
+    """Add a class or module that is the user's; with ``foreign`` also one that is installed."""
+    if is_foreign(thing) if foreign else is_user_code(thing):
+        captured.add_definition(thing)
 
 
 def _add_definition(thing: Any, captured: Captured) -> None:
     if id(thing) in captured._defined:
         return
     captured._defined[id(thing)] = thing
-    tree = tree_of(thing)
+    try:
+        tree = tree_of(thing)
+    except KeysError:
+        module = found_source.module_of(thing)
+        if not isinstance(thing, type) or module is None:
+            raise
+        _add_definition(module, captured)  # made by a call, as of namedtuple(), somewhere in it
+        tree = ast.Module(body=[], type_ignores=[])
+    name = qualname(thing)
+    if tree.body:
+        _add_source(name, tree, captured)
+    if isinstance(thing, type):
+        _add_class_parts(thing, tree, captured)
+    module = found_source.module_of(thing)
+    for used, attribute in found_source.user_imports(tree, getattr(module, "__package__", None)):
+        if attribute is None:
+            _add_definition(used, captured)
+        else:
+            _add_global(f"{qualname(used)}.{attribute}", getattr(used, attribute), used, captured)
+    if isinstance(thing, types.ModuleType):
+        return
+    scope = found_source.scope_of(thing)
+    bound = getattr(getattr(thing, "__code__", None), "co_freevars", ())  # captured by value
+    rebound = found_source.rebound_globals(tree)  # state of the definition's own: told by what makes it
+    if module is not None:
+        for state in sorted(rebound):
+            made = found_source.assignments_of(module, state)
+            _add_source(f"{found_source.module_name(module)}.{state}", made, captured)
+    for used_name in sorted(found_source.global_names(tree) - written_only(tree) - rebound - set(bound)):
+        if used_name in scope and scope[used_name] is not thing:
+            _follow(used_name, scope[used_name], tree, found_source.module_name(module), captured, module)
+
+
+def _add_source(name: str, tree: ast.Module, captured: Captured) -> None:
     text = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
-    name = thing.__name__ if isinstance(thing, types.ModuleType) else qualname(thing)
     same = [other for other in captured.source if other.split("#")[0] == name]  # two lambdas, say
     if text not in (captured.source[other] for other in same):
         captured.source[f"{name}#{len(same) + 1}" if same else name] = text
-    for base in thing.__mro__[1:] if isinstance(thing, type) else ():
-        if base is not object and is_user_code(base):
-            _add_definition(base, captured)
-    module = thing if isinstance(thing, types.ModuleType) else sys.modules.get(thing.__module__)
-    scope = getattr(thing, "__globals__", None) or vars(module)
-    bound = getattr(getattr(thing, "__code__", None), "co_freevars", ())  # captured by value
-    for used in sorted(global_names(tree) - written_only(tree) - set(bound)):
-        if used in scope and scope[used] is not thing:
-            _add_global(f"{name.split('.')[0]}.{used}", scope[used], thing, module, captured)
 
 
-def _add_global(name: str, value: Any, user: Any, module: Any, captured: Captured) -> None:
-    """One global name that the definition ``user`` in user code refers to."""
-    if isinstance(value, types.FunctionType | type | types.ModuleType):
-        if is_user_code(value):
-            _add_definition(value, captured)
-        elif not is_builtin(value):
-            captured.bound[name] = value.__name__ if isinstance(value, types.ModuleType) else qualname(value)
+def _add_class_parts(cls: type, tree: ast.Module, captured: Captured) -> None:
+    """What the statement of a class does not show: bases, closures, and attributes set at run time."""
+    for base in cls.__mro__[1:]:
+        _add_class(base, captured, foreign=not is_user_code(cls))
+    name, unread = qualname(cls), written_only(tree)
+    for attribute, fn in found_source.methods_of(cls):
+        dunder = attribute.startswith("__") and attribute != "__call__"
+        if not is_user_code(fn) or (dunder and not found_source.has_source(fn)):
+            continue  # made by dataclass and the like out of what the class shows
+        if not found_source.is_own_method(cls, fn):
+            _add_global(f"{name}.{attribute}", fn, None, captured)
+        elif bound := _bound(fn, captured):
+            _add_global(f"{name}.{attribute}()", bound, None, captured)
+    for attribute, value in vars(cls).items():
+        data = not hasattr(type(value), "__get__") and not attribute.startswith(("__", "_abc_"))
+        if data and f".{attribute}" not in unread and not issubclass(cls, enum.Enum):
+            _add_global(f"{name}.{attribute}", value, None, captured)
+
+
+def _follow(
+    name: str,
+    value: Any,
+    tree: ast.AST,
+    home: str,
+    captured: Captured,
+    module: types.ModuleType | None = None,
+) -> None:
+    """One name that a definition refers to; of a module only what is taken from it."""
+    if not isinstance(value, types.ModuleType) or not is_user_code(value):
+        _add_global(f"{home}.{name}", value, module, captured)
         return
-    if isinstance(user, types.ModuleType) or id(value) in captured._open or name in captured.bound:
-        return  # a module's own code is what its values are built by
+    captured.bound[f"{home}.{name}"] = {"module": qualname(value)}
+    for path in sorted(found_source.attribute_paths(tree, name)):
+        owner, rest = value, path
+        while rest and isinstance(inner := getattr(owner, rest[0], None), types.ModuleType):
+            owner, rest = inner, rest[1:]
+        if not is_user_code(owner):
+            continue
+        if rest and hasattr(owner, rest[0]):
+            _add_global(f"{qualname(owner)}.{rest[0]}", getattr(owner, rest[0]), owner, captured)
+        else:
+            _add_definition(owner, captured)
+
+
+def _add_global(name: str, value: Any, module: types.ModuleType | None, captured: Captured) -> None:
+    """One value that user code refers to by name; ``module`` made it, where a module did."""
+    if name in captured.bound:
+        return
+    captured.bound[name] = None  # a name that is being captured refers to itself
+    opaque, captured._opaque = captured._opaque, False
     try:
-        captured.bound[name] = capture(value, captured, name)
-    except (KeysError, StoreNotFoundError):  # what the module's own code built is told by that code
-        if module is not None:
-            _add_definition(module, captured)
+        with captured._at(_GLOBAL):
+            found = capture(value, captured, name)
+        if captured._opaque and module is not None and is_user_code(module):
+            _add_definition(module, captured)  # what its code built is told by that code
+    finally:
+        captured._opaque = opaque
+    if found in ({"function": name}, {"class": name}):
+        del captured.bound[name]
+    else:
+        captured.bound[name] = found

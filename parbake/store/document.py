@@ -50,7 +50,7 @@ class StoredField:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Per shard file its size and CRC-32C; per slab its partial statistics (see statistics.py)."""
+    """Per shard file its size and checksum (see shard.py); per slab its partial statistics."""
 
     nbytes: NDArray[np.int64]
     crc32c: NDArray[np.uint32]
@@ -75,6 +75,6 @@ class StoreDocument:
 
 
 def shard_identity(keys: Keys, layout: FieldLayout, seed_drawn: int | None) -> ShardIdentity:
-    """The identity of a field's shards: its keys with the seed drawn, and its layout."""
-    bake = f"{keys.field_digest(layout.name)}|{canonical(seed_drawn)}"
+    """The identity of a field's shards: its name, its keys with the seed drawn, and its layout."""
+    bake = f"{layout.name}|{keys.field_digest(layout.name)}|{canonical(seed_drawn)}"
     return ShardIdentity(hashlib.sha256(bake.encode()).digest(), layout.digest)

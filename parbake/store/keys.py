@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 from parbake.errors import KeysError, SchemaError
 from parbake.store.capture import Captured, capture
 from parbake.store.layout import Field, check_schema
-from parbake.store.source import is_user_code
+from parbake.store.source import is_foreign
 
 JSON: TypeAlias = Any  # what json.dumps takes, without NaN and infinities
 ABSENT = "(absent)"
@@ -50,8 +50,10 @@ def canonical(value: JSON) -> str:
 def _plain(value: Any, path: str) -> JSON:
     if hasattr(value, "dtype") and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
-    if value is None or type(value) in (bool, int, str):
+    if value is None or type(value) in (bool, int):
         return value
+    if type(value) is str:
+        return _text(value, path)
     if type(value) is float:
         if not math.isfinite(value):
             raise KeysError(f"{path or 'value'}: {value} cannot be an invalidation key; name it in words")
@@ -60,10 +62,19 @@ def _plain(value: Any, path: str) -> JSON:
         for key in value:
             if not isinstance(key, str):
                 raise KeysError(f"{path or 'value'}: key {key!r} is not a string")
-        return {key: _plain(item, f"{path}.{key}" if path else key) for key, item in value.items()}
+        return {
+            _text(str(key), path): _plain(item, f"{path}.{key}" if path else key)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
     raise KeysError(f"{path or 'value'}: {type(value).__name__} cannot be an invalidation key")
+
+
+def _text(value: str, path: str) -> str:
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise KeysError(f"{path or 'value'}: {value!r} is no Unicode text")
+    return value
 
 
 def digest(value: JSON) -> str:
@@ -80,7 +91,7 @@ class Keys:
 
     @property
     def digest(self) -> str:
-        """Names a cache entry: digest of the shared keys."""
+        """Digest of the shared keys."""
         return digest(self.shared)
 
     def field_digest(self, field: str) -> str:
@@ -131,7 +142,7 @@ def producer_keys(producer: Producer, *, rehash: bool = False) -> tuple[Keys, di
         "keys": capture(dict(producer.invalidation_keys()), captured),
     }
     fields = {name: _field_keys(name, f, captured) for name, f in schema.items()}
-    if is_user_code(type(producer)):
+    if is_foreign(type(producer)):
         captured.add_definition(type(producer))
     if captured.source:
         shared["source"] = dict(captured.source)
@@ -195,7 +206,13 @@ def _differences(stored: JSON, wanted: JSON, path: str = "") -> Iterator[tuple[s
     if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
         for key in sorted(stored.keys() | wanted.keys()):
             inner = f"{path}.{key}" if path else key
-            yield from _differences(stored.get(key, ABSENT), wanted.get(key, ABSENT), inner)
+            if key in stored and key in wanted:
+                yield from _differences(stored[key], wanted[key], inner)
+            else:
+                yield inner, stored.get(key, ABSENT), wanted.get(key, ABSENT)
+    elif isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
+        for i, (old, new) in enumerate(zip(stored, wanted, strict=True)):
+            yield from _differences(old, new, f"{path}[{i}]")
     elif canonical(stored) != canonical(wanted):
         yield path, stored, wanted
 

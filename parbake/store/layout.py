@@ -22,14 +22,16 @@ SCALAR_NBYTES = 64  # a field of at most this many bytes a sample is a scalar
 CHUNK_NBYTES = 64 * 1024  # target before compression: a random sample costs one small decode
 SHARD_NBYTES = 64 * 1024 * 1024  # target of a slab's largest shard before compression
 SAMPLE_NBYTES_MAX = 1024**3
-SCALAR_CHUNK_SAMPLES = 65_536
-SCALAR_SHARD_SAMPLES = 16 * SCALAR_CHUNK_SAMPLES
-SLAB_SAMPLES_MAX = SCALAR_CHUNK_SAMPLES  # so that tiny samples still make several slabs
+SCALAR_CHUNK_SAMPLES = 8_192  # 64 KiB of float64: what a store of few samples is padded to
+SCALAR_SHARD_SAMPLES = 128 * SCALAR_CHUNK_SAMPLES
+SLAB_SAMPLES_MAX = 65_536  # so that tiny samples still make several slabs
 
 CODECS = ("raw", "lz4", "zstd")
 DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 "
-    "complex64 complex128".split()
+    (
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64", "complex64", "complex128"),
+    )
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
 _RESERVED = {MANIFEST, SAMPLE_DIM, "c"}
@@ -120,7 +122,10 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     except TypeError:
         raise SchemaError(f"dtype {dtype!r} is not a NumPy dtype (bfloat16 is stored as float32)") from None
     if checked.name not in DTYPES:
-        raise SchemaError(f"dtype {checked} cannot be stored in Zarr; use one of {', '.join(sorted(DTYPES))}")
+        raise SchemaError(
+            f"dtype {checked} cannot be stored in Zarr; use one of {', '.join(sorted(DTYPES))} "
+            "(bfloat16 is stored as float32)"
+        )
     return checked
 
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parbake.errors import NotAStoreError, UnfinishedStoreError
+from parbake.errors import NotAStoreError, RecipeError, UnfinishedStoreError
 from parbake.store.keys import canonical
 from parbake.store.zarr_dir import ROOT, sync_folder, write_durably
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
@@ -63,7 +64,7 @@ class Staging:
 
     def remove(self) -> None:
         """Remove the bake, and the folder of bakes when it was the last. The journal goes first."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             self.plan.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -115,15 +116,21 @@ def baking_lock(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     file = target.with_name(f"{target.name}.lock")
     lock = FileLock(file)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         with contextlib.suppress(OSError):
             waiting(f"{target}: being baked by {file.read_text() or 'another process'}; waiting for it")
         lock.acquire(poll_interval=0.2)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise RecipeError(
+            f"{target}: cannot write in {target.parent} ({error.strerror}); choose another path"
+        ) from error
     try:
         file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
@@ -133,9 +140,12 @@ def baking_lock(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
 
 
 def check_target(target: Path) -> None:
-    """Refuse to bake over anything that is not a store. Raises NotAStoreError."""
+    """Refuse to bake over anything that is not a store; an empty folder makes way. Raises NotAStoreError."""
     if target.is_dir():
-        if (target / ROOT).is_file() or not any(target.iterdir()):
+        with contextlib.suppress(OSError):  # not empty, mostly
+            target.rmdir()
+            return
+        if (target / ROOT).is_file():
             return
         raise NotAStoreError(f"{target}: a folder that is not a store; choose another path or remove it")
     if target.exists():
@@ -147,21 +157,44 @@ def swap_in(staging: Staging, target: Path, seal: str) -> None:
 
     Interrupted at any point, ``finish_swap`` completes it.
     """
-    write_durably(staging.intent, canonical({"seal": seal}).encode())
+    for folder, _, _ in os.walk(staging.store):  # not every file system keeps a synced file's folders
+        sync_folder(Path(folder))
+    intent = {"seal": seal, "replaces": _identity(target)}
+    write_durably(staging.intent, canonical(intent).encode())
     _swap(staging, target)
     staging.remove()
 
 
 def finish_swap(target: Path) -> None:
-    """Complete a swap that was interrupted. Only for who holds the lock."""
+    """Complete a swap that was interrupted. Only for who holds the lock.
+
+    Only the very folder that was to be replaced is, never what somebody put there since.
+    """
     for intent in staging_root(target).glob("*/swap.json"):
         staging = Staging(intent.parent)
-        if _seal_of(target) != json.loads(intent.read_bytes())["seal"]:
+        wanted = json.loads(intent.read_bytes())
+        if wanted["seal"] not in (_seal_of(target), _seal_of(staging.store)):
+            staging.remove()  # swapped, and then the new store was removed: what lies here is the old one
+        elif _seal_of(target) == wanted["seal"]:
+            staging.remove()
+        elif _identity(target) in (None, wanted["replaces"]):
             _swap(staging, target)
-        staging.remove()
+            staging.remove()
+        else:
+            intent.unlink()
     for folder in staging_root(target).glob("*"):
         if not Staging(folder).plan.exists():  # a removal that was interrupted
             Staging(folder).remove()
+    with contextlib.suppress(OSError):  # mostly there is none, or another bake is in it
+        staging_root(target).rmdir()
+
+
+def _identity(target: Path) -> list[int] | None:
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        return None
+    return [found.st_dev, found.st_ino]
 
 
 def _seal_of(target: Path) -> str | None:
@@ -172,10 +205,10 @@ def _seal_of(target: Path) -> str | None:
 
 
 def _swap(staging: Staging, target: Path) -> None:
-    if target.exists() and not _exchange(staging.store, target):
-        target.rename(staging.folder / "old")
+    if not target.exists():
         staging.store.rename(target)
-    elif staging.store.exists() and not target.exists():
+    elif not _exchange(staging.store, target):
+        target.rename(staging.folder / "old")
         staging.store.rename(target)
     sync_folder(target.parent)
 

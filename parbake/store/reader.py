@@ -9,7 +9,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -49,17 +49,26 @@ class PreadFile:
         self.nbytes = nbytes
 
     def get(self, start: int, stop: int) -> NDArray[np.uint8]:
-        return np.frombuffer(os.pread(self._descriptor, stop - start, start), np.uint8)
+        found = os.pread(self._descriptor, stop - start, start)
+        if len(found) != stop - start:
+            raise CodecError(f"the file was cut while it was open: {len(found)} bytes of {stop - start} left")
+        return np.frombuffer(found, np.uint8)
 
     def __del__(self) -> None:
         os.close(self._descriptor)
 
 
-@dataclass(frozen=True)
 class _Shard:
-    source: ByteSource
-    index: ChunkIndex
-    checked: NDArray[np.bool_]  # chunks whose CRC this process has seen to be right
+    """One open shard. Its index is kept as lists: the hot path takes single numbers out of it."""
+
+    __slots__ = ("admitted", "get", "number", "starts", "stops")
+
+    def __init__(self, number: int, source: ByteSource, index: ChunkIndex) -> None:
+        self.number = number
+        self.get = source.get
+        self.starts: list[int] = index.offset.tolist()
+        self.stops: list[int] = (index.offset + index.nbytes).tolist()
+        self.admitted = bytearray(len(self.starts))  # chunks that this process has found to be right
 
 
 class _OpenShards:
@@ -67,11 +76,13 @@ class _OpenShards:
 
     def __init__(self) -> None:
         self._shards: OrderedDict[tuple[int, str, int], _Shard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._renew_lock()
         os.register_at_fork(after_in_child=self._renew_lock)
 
     def _renew_lock(self) -> None:
-        self._lock = threading.Lock()  # another thread may have held it at the fork
+        # new in a forked child: another thread may have held it. Reentrant: the garbage collector may end
+        # another reader, which drops its shards, in the thread that holds it
+        self._lock = threading.RLock()
 
     def get(self, key: tuple[int, str, int]) -> _Shard | None:
         with self._lock:
@@ -88,8 +99,9 @@ class _OpenShards:
 
     def drop(self, reader: int) -> None:
         with self._lock:
-            for key in [key for key in self._shards if key[0] == reader]:
-                del self._shards[key]
+            for key in list(self._shards):
+                if key[0] == reader:
+                    self._shards.pop(key, None)
 
 
 _open_shards = _OpenShards()
@@ -113,8 +125,24 @@ class OpenFolder:
         return self._descriptor
 
     def open(self, name: str) -> int:
-        """A descriptor of a plain file below, following no link. Raises FileNotFoundError, CodecError."""
-        return open_beneath(self.descriptor, name)
+        """A descriptor of a plain file below, following no link.
+
+        Raises FileNotFoundError, CodecError, StoreReplacedError.
+        """
+        try:
+            return open_beneath(self.descriptor, name)
+        except FileNotFoundError:
+            self._raise_if_replaced()
+            raise
+
+    def _raise_if_replaced(self) -> None:
+        held = os.fstat(self.descriptor)
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            raise StoreReplacedError(f"{self.path}: the store was removed while it was open") from None
+        if (held.st_dev, held.st_ino) != (now.st_dev, now.st_ino):
+            raise StoreReplacedError(f"{self.path}: the store was baked again while it was open; reopen it")
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -158,10 +186,14 @@ class Reader:
         Raises DamagedStoreError, StoreReplacedError.
         """
         field = self.maps[name]
+        if len(index) == 0:
+            return
         rows = out.reshape(len(index), -1).view(np.uint8)  # rows of bytes: one memcpy a sample
-        for chunk, positions in _grouped(index // field.layout.chunk_samples):
-            within = index[positions] - chunk * field.layout.chunk_samples
-            self._read_chunk(field, chunk, within, positions, rows)
+        order, index = _ascending(index)
+        if field.layout.chunk_samples == 1:
+            self._read_samples(field, index, order, rows)
+        else:
+            self._read_chunks(field, index, order, rows)
         if field.swapped:
             out.byteswap(inplace=True)
 
@@ -176,47 +208,81 @@ class Reader:
             or (stop - 1) // field.layout.chunk_samples != chunk
         ):
             return None
-        with self._explained(field, chunk):
+        try:
             body = field.chain.raw_body(self._payload(field, chunk), field.layout.chunk_nbytes)
+        except CodecError as error:
+            raise self._damaged(field, *divmod(chunk, field.layout.chunks_per_shard), error) from None
         samples = body.view(field.native_dtype).reshape(-1, *field.layout.sample_shape)
         first = chunk * field.layout.chunk_samples
         return samples[start - first : stop - first]
 
     def payload(self, name: str, chunk: int) -> NDArray[np.uint8]:
         """The encoded bytes of one chunk, checked. Raises DamagedStoreError."""
-        with self._explained(self.maps[name], chunk):
-            return self._payload(self.maps[name], chunk)
+        return self._payload(self.maps[name], chunk)
 
     def source(self, name: str, shard: int) -> ByteSource:
         """The bytes of one shard file, its size checked; not kept open. Raises DamagedStoreError."""
         field = self.maps[name]
-        with self._explained(field, shard * field.layout.chunks_per_shard, whole_shard=True):
+        try:
             return self._open(field, shard)
+        except CodecError as error:
+            raise self._damaged(field, shard, None, error) from None
 
-    def _read_chunk(
-        self,
-        field: FieldMap,
-        chunk: int,
-        within: NDArray[np.int64],
-        positions: NDArray[np.int64] | slice,
-        rows: NDArray[np.uint8],
+    def _read_samples(
+        self, field: FieldMap, index: NDArray[np.int64], order: NDArray[np.int64], rows: NDArray[np.uint8]
     ) -> None:
+        """Samples that have a chunk each: straight into their rows. The hot path."""
+        raw, nbytes, per_shard = (
+            field.chain.name == "raw",
+            field.layout.sample_nbytes,
+            field.layout.shard_samples,
+        )
+        decode = field.chain.decode
+        shard = self._shard(field, int(index[0]) // per_shard)
+        for sample, position in zip(index.tolist(), order.tolist(), strict=True):
+            number, entry = divmod(sample, per_shard)
+            if number != shard.number:
+                shard = self._shard(field, number)
+            if not shard.admitted[entry]:
+                self._admit(field, shard, entry)
+            start = shard.starts[entry]
+            if raw:
+                rows[position] = shard.get(start, start + nbytes)
+                continue
+            try:
+                decode(shard.get(start, shard.stops[entry]), rows[position])
+            except CodecError as error:
+                raise self._damaged(field, number, entry, error) from None
+
+    def _read_chunks(
+        self, field: FieldMap, index: NDArray[np.int64], order: NDArray[np.int64], rows: NDArray[np.uint8]
+    ) -> None:
+        """Samples that share chunks: each chunk decoded once, then gathered."""
         layout = field.layout
-        with self._explained(field, chunk):
+        chunks, within = np.divmod(index, layout.chunk_samples)
+        for start, stop in _runs(chunks):
+            places, inner = order[start:stop], within[start:stop]
+            whole = _whole_rows(places, inner, layout.chunk_samples)
+            chunk = int(chunks[start])
             payload = self._payload(field, chunk)
-            if field.chain.name == "raw":
-                body = field.chain.raw_body(payload, layout.chunk_nbytes)
-                decoded = body.reshape(layout.chunk_samples, layout.sample_nbytes)
-            elif isinstance(positions, slice) and _is_whole(within, layout.chunk_samples):
-                field.chain.decode(payload, rows[positions].reshape(-1))
-                return
+            try:
+                if field.chain.name == "raw":
+                    body = field.chain.raw_body(payload, layout.chunk_nbytes)
+                    decoded = body.reshape(layout.chunk_samples, layout.sample_nbytes)
+                elif whole is not None:
+                    field.chain.decode(payload, rows[whole].reshape(-1))
+                    continue
+                else:
+                    decoded = self._scratch_rows(layout.chunk_samples, layout.sample_nbytes)
+                    field.chain.decode(payload, decoded.reshape(-1))
+            except CodecError as error:
+                raise self._damaged(field, *divmod(chunk, layout.chunks_per_shard), error) from None
+            if whole is not None:
+                rows[whole] = decoded
+            elif len(inner) == 1:
+                rows[places[0]] = decoded[inner[0]]
             else:
-                decoded = self._scratch_rows(layout.chunk_samples, layout.sample_nbytes)
-                field.chain.decode(payload, decoded.reshape(-1))
-        if len(within) == 1:
-            rows[positions] = decoded[within[0]]
-        else:
-            rows[positions] = decoded[within]
+                rows[places] = decoded[inner]
 
     def _scratch_rows(self, samples: int, sample_nbytes: int) -> NDArray[np.uint8]:
         nbytes = samples * sample_nbytes
@@ -228,22 +294,34 @@ class Reader:
     def _payload(self, field: FieldMap, chunk: int) -> NDArray[np.uint8]:
         number, entry = divmod(chunk, field.layout.chunks_per_shard)
         shard = self._shard(field, number)
-        offset = int(shard.index.offset[entry])
-        if offset == MISSING:
-            raise CodecError("the chunk is missing")
-        payload = shard.source.get(offset, offset + int(shard.index.nbytes[entry]))
-        if self._checksums == "always" or (self._checksums == "first" and not shard.checked[entry]):
-            check_crc(payload)
-            shard.checked[entry] = True
-        return payload
+        if not shard.admitted[entry]:
+            self._admit(field, shard, entry)
+        return shard.get(shard.starts[entry], shard.stops[entry])
+
+    def _admit(self, field: FieldMap, shard: _Shard, entry: int) -> None:
+        """Check a chunk that this process has not read yet, or that is to be checked always."""
+        try:
+            if shard.starts[entry] == MISSING:
+                raise CodecError("the chunk is missing")
+            payload = shard.get(shard.starts[entry], shard.stops[entry])
+            if field.chain.name == "raw":
+                field.chain.raw_body(payload, field.layout.chunk_nbytes)
+            if self._checksums != "never":
+                check_crc(payload)
+        except CodecError as error:
+            raise self._damaged(field, shard.number, entry, error) from None
+        shard.admitted[entry] = self._checksums != "always"
 
     def _shard(self, field: FieldMap, number: int) -> _Shard:
         key = (self._number, field.name, number)
         shard = _open_shards.get(key)
         if shard is None:
-            source = self._open(field, number)
-            index = field.scan(source, number)
-            shard = _Shard(source, index, np.zeros(len(index.offset), np.bool_))
+            try:
+                source = self._open(field, number)
+                index = field.scan(source, number)
+            except CodecError as error:
+                raise self._damaged(field, number, None, error) from None
+            shard = _Shard(number, source, index)
             _open_shards.put(key, shard)
         return shard
 
@@ -252,7 +330,6 @@ class Reader:
         try:
             descriptor = self._folder.open(name)
         except FileNotFoundError:
-            self._raise_if_replaced()
             raise CodecError(f"the file {name} is missing") from None
         nbytes = os.fstat(descriptor).st_size
         recorded = field.file_nbytes(number)
@@ -267,33 +344,21 @@ class Reader:
             os.close(descriptor)
         return MappedFile(np.frombuffer(mapped, np.uint8))
 
-    def _raise_if_replaced(self) -> None:
-        held = os.fstat(self._folder.descriptor)
-        try:
-            now = os.stat(self._folder.path)
-        except FileNotFoundError:
-            raise StoreReplacedError(
-                f"{self._folder.path}: the store was removed while it was open"
-            ) from None
-        if (held.st_dev, held.st_ino) != (now.st_dev, now.st_ino):
-            raise StoreReplacedError(
-                f"{self._folder.path}: the store was baked again while it was open; reopen it"
-            )
-
-    @contextlib.contextmanager
-    def _explained(self, field: FieldMap, chunk: int, *, whole_shard: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except CodecError as error:
-            shard, entry = divmod(chunk, field.layout.chunks_per_shard)
-            start, stop = field.chunk_range(chunk)
-            where = f"chunk {chunk}"
-            if whole_shard:
-                where, stop = f"shard {shard}", min(start + field.layout.shard_samples, field.samples)
-            raise DamagedStoreError(
-                f"{self._folder.path}: field {field.name!r}, {where} (samples {start}-{stop - 1}) in "
-                f"{field.file_name(shard)}: {error}; run 'parbake verify {self._folder.path} --repair RECIPE'"
-            ) from None
+    def _damaged(
+        self, field: FieldMap, shard: int, entry: int | None, error: CodecError
+    ) -> DamagedStoreError:
+        """What to raise for a fault in a chunk, or in a whole shard."""
+        layout = field.layout
+        start = shard * layout.shard_samples
+        where, stop = f"shard {shard}", start + layout.shard_samples
+        if entry is not None:
+            start += entry * layout.chunk_samples
+            where, stop = f"chunk {shard * layout.chunks_per_shard + entry}", start + layout.chunk_samples
+        return DamagedStoreError(
+            f"{self._folder.path}: field {field.name!r}, {where} (samples "
+            f"{start}-{min(stop, field.samples) - 1}) in {field.file_name(shard)}: {error}; "
+            f"run 'parbake verify {self._folder.path} --repair RECIPE'"
+        )
 
 
 def open_beneath(folder: int, name: str) -> int:
@@ -304,7 +369,9 @@ def open_beneath(folder: int, name: str) -> int:
         if not stat.S_ISDIR(os.stat(inner, dir_fd=folder, follow_symlinks=False).st_mode):
             raise CodecError(f"{inner} is not a folder of the store")
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        # non-blocking: a fifo would wait for somebody to write
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=folder)
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
@@ -331,41 +398,32 @@ def normalised_index(index: Index, samples: int) -> NDArray[np.int64]:
         return np.flatnonzero(array)
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"an index of dtype {array.dtype}; sample numbers are integers")
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, -1)
+    if low < -samples or high >= samples:  # before the cast, in which large unsigned numbers turn negative
+        worst = high if high >= samples else low
+        raise IndexError(f"sample {worst} of a store of {samples}")
     numbers = array.astype(np.int64)
-    if numbers.size:
-        low, high = int(numbers.min()), int(numbers.max())
-        if low < -samples or high >= samples:
-            worst = high if high >= samples else low
-            raise IndexError(f"sample {worst} of a store of {samples}")
-        if low < 0:
-            numbers = np.where(numbers < 0, numbers + samples, numbers)
-    return numbers
+    return np.where(numbers < 0, numbers + samples, numbers) if low < 0 else numbers
 
 
-def _grouped(chunks: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64] | slice]]:
-    """Each chunk once, ascending (readahead helps when the cache is cold), with its positions."""
-    if len(chunks) == 0:
-        return
-    order = None
-    ordered = chunks
-    if len(chunks) > 1 and (chunks[1:] < chunks[:-1]).any():
-        order = np.argsort(chunks, kind="stable")
-        ordered = chunks[order]
-    edges = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    starts = [0, *edges.tolist()]
-    stops = [*starts[1:], len(chunks)]
-    firsts = ordered[starts].tolist()
-    places = None if order is None else order.tolist()
-    for chunk, start, stop in zip(firsts, starts, stops, strict=True):
-        if order is None or places is None:
-            yield chunk, slice(start, stop)
-        elif stop - start == 1:
-            yield chunk, slice(places[start], places[start] + 1)
-        else:
-            yield chunk, order[start:stop]
+def _ascending(index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions and samples in ascending order of sample: readahead helps when the cache is cold."""
+    if len(index) < 2 or (index[1:] >= index[:-1]).all():
+        return np.arange(len(index)), index
+    order = np.argsort(index, kind="stable")
+    return order, index[order]
 
 
-def _is_whole(within: NDArray[np.int64], chunk_samples: int) -> bool:
-    return len(within) == chunk_samples and (
-        chunk_samples == 1 or bool((within == np.arange(chunk_samples)).all())
-    )
+def _runs(values: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Half-open stretches of equal values."""
+    edges = (np.flatnonzero(values[1:] != values[:-1]) + 1).tolist()
+    return list(zip([0, *edges], [*edges, len(values)], strict=True))
+
+
+def _whole_rows(places: NDArray[np.int64], within: NDArray[np.int64], chunk_samples: int) -> slice | None:
+    """The rows of a whole chunk that is wanted in its own order, else None."""
+    count = len(within)
+    if count != chunk_samples or places[-1] - places[0] != count - 1:
+        return None
+    straight = (np.diff(within) == 1).all() and (np.diff(places) == 1).all()
+    return slice(int(places[0]), int(places[0]) + count) if straight else None

@@ -3,6 +3,10 @@
 Zarr v3 sharding codec, section "Binary shard format", with ``index_location: end``. The header lies in
 a gap before the first payload, which the codec allows: it says which field, bake and shard this is, so
 that a shard in the wrong place is found where checksums alone find nothing.
+
+The checksum of a whole shard is the CRC-32C of all its bytes but the CRCs in it (of the header, of each
+chunk, of the index). The CRC of the file itself would say nothing: the CRC of data followed by its own CRC
+is a constant, whatever the data.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from numpy.typing import NDArray
 
 from parbake.store.chunkmap import MISSING, ByteSource, ChunkIndex
 from parbake.store.codecs import CRC_NBYTES, CodecError
+from parbake.store.layout import FieldLayout
 
 ALIGNMENT = 64
 HEADER_NBYTES = 64
@@ -41,6 +46,14 @@ class ShardIdentity:
 def index_nbytes(chunks: int) -> int:
     """Size of the index of a shard of ``chunks`` chunks, its CRC included."""
     return chunks * _ENTRY_NBYTES + CRC_NBYTES
+
+
+def shard_nbytes_min(layout: FieldLayout, samples: int) -> NDArray[np.int64]:
+    """The least bytes that each shard of a field of ``samples`` can have, [shard]."""
+    counts = np.full(layout.shard_count(samples), layout.chunks_per_shard, np.int64)
+    counts[-1] -= (len(counts) * layout.shard_samples - samples) // layout.chunk_samples
+    payload = CRC_NBYTES + (layout.chunk_nbytes if layout.codec == "raw" else 1)
+    return HEADER_NBYTES + index_nbytes(layout.chunks_per_shard) + counts * payload
 
 
 def pack_index(index: ChunkIndex) -> bytes:

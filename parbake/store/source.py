@@ -1,11 +1,14 @@
-"""Finds the source of the user's definitions and says what a change of it would be. Reads no values."""
+"""Finds the source of the user's definitions and says what it refers to. Reads no values."""
 
 from __future__ import annotations
 
 import ast
 import builtins
+import copy
 import functools
-import inspect
+import importlib
+import importlib.util
+import linecache
 import site
 import symtable
 import sys
@@ -18,7 +21,22 @@ from typing import Any
 from parbake.errors import KeysError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_MUTATORS = frozenset("append add extend update insert put".split())
+_MAIN = ("__main__", "__mp_main__")
+_MUTATORS = frozenset({"append", "add", "extend", "update", "insert", "put"})
+_WRITE_MODES = frozenset(f"{mode}{kind}" for mode in "awx" for kind in ("", "b", "t"))
+_CODE_PARTS = (
+    "co_name",
+    "co_code",
+    "co_names",
+    "co_varnames",
+    "co_freevars",
+    "co_cellvars",
+    "co_argcount",
+    "co_kwonlyargcount",
+)
+
+
+# ---- whose code it is
 
 
 @functools.cache
@@ -29,94 +47,374 @@ def _library_roots() -> tuple[Path, ...]:
     return tuple(Path(root).resolve() for root in roots)
 
 
+def module_of(thing: Any) -> types.ModuleType | None:
+    """The module that defines a function or class; a decorator may have given a function another's name."""
+    if isinstance(thing, types.ModuleType):
+        return thing
+    name = thing.__globals__.get("__name__") if isinstance(thing, types.FunctionType) else thing.__module__
+    return sys.modules.get(name or "")
+
+
 def is_user_code(thing: Any) -> bool:
     """Whether a function, class or module is the user's: not parbake's, Python's or an installed one."""
-    module = thing if isinstance(thing, types.ModuleType) else sys.modules.get(thing.__module__ or "")
-    if module is None or module is builtins:
-        return module is None
-    if module.__name__ == "__main__":
+    module = module_of(thing)
+    if module is None or module.__name__ in _MAIN:
         return True
     origin = getattr(module, "__file__", None)
-    if origin is None:
-        return False
+    if origin is not None:
+        return not _is_within(origin, (_PACKAGE, *_library_roots()))
+    top = module.__name__.partition(".")[0]
+    if module is builtins or top in sys.stdlib_module_names or hasattr(module, "__path__"):
+        return False  # a package without a file holds no code
+    return top == module.__name__ or top not in sys.modules or is_user_code(sys.modules[top])
+
+
+def is_foreign(thing: Any) -> bool:
+    """Whether the class of a producer or torch module needs its source as a key, though it be installed."""
+    if is_user_code(thing):
+        return True
+    top = qualname(thing).partition(".")[0]
+    return top not in (_PACKAGE.name, "torch", *sys.stdlib_module_names)
+
+
+@functools.cache
+def _is_within(origin: str, roots: tuple[Path, ...]) -> bool:
     file = Path(origin).resolve()
-    return not any(file.is_relative_to(root) for root in (_PACKAGE, *_library_roots()))
+    return any(file.is_relative_to(root) for root in roots)
 
 
-def is_builtin(value: Any) -> bool:
-    return getattr(value, "__module__", None) in ("builtins", "typing", "__future__")
+def module_name(module: types.ModuleType | None) -> str:
+    """The name that a module has when it is imported, also where it is run as a script."""
+    if module is None or module.__name__ not in _MAIN:
+        return "(none)" if module is None else module.__name__
+    if (spec := getattr(module, "__spec__", None)) is not None:  # python -m
+        return str(spec.name)
+    return Path(getattr(module, "__file__", None) or "__main__").stem
 
 
 def qualname(thing: Any) -> str:
-    module = thing.__module__
-    if module == "__main__":  # the same script has the same keys when it is imported instead
-        module = Path(getattr(sys.modules["__main__"], "__file__", None) or "__main__").stem
-    return f"{module}.{thing.__qualname__}"
+    """Dotted name of a module, function (as in its ``def``) or class."""
+    if isinstance(thing, types.ModuleType):
+        return module_name(thing)
+    if isinstance(thing, types.FunctionType):
+        return f"{module_name(module_of(thing))}.{thing.__code__.co_qualname}"
+    module = module_of(thing)
+    return f"{module_name(module) if module is not None else thing.__module__}.{thing.__qualname__}"
 
 
-def tree_of(thing: Any) -> ast.AST:
-    """Syntax tree of a function, class or module, without docstrings; raises KeysError."""
+def library_name(value: Any) -> str | None:
+    """The dotted name by which an installed library gives exactly this object, None where none does."""
+    home = getattr(value, "__module__", None)
+    module = sys.modules.get(home) if isinstance(home, str) else None
+    if module is None or is_user_code(module):
+        return None
+    for attribute in ("__qualname__", "__name__"):
+        name = getattr(value, attribute, None)
+        found: Any = module
+        for part in name.split(".") if isinstance(name, str) else ():
+            found = getattr(found, part, None)
+        if found is value:
+            return f"{home}.{name}"
+    return None
+
+
+# ---- where it stands
+
+
+def tree_of(thing: Any) -> ast.Module:
+    """Syntax tree of a function, class or module, without docstrings.
+
+    A function's source counts only where it compiles to the very code that runs: a file edited since it
+    was imported must not pass for what computes the values. Raises KeysError.
+    """
+    if isinstance(thing, types.ModuleType):
+        nodes = _parsed(_text(thing, getattr(thing, "__file__", None), vars(thing)))[0].body
+    elif isinstance(thing, type):
+        nodes = _class_nodes(thing)
+    else:
+        code = thing.__code__
+        nodes = [_function_node(thing, _text(thing, code.co_filename, thing.__globals__))]
+    return _without_docstrings(ast.Module(body=copy.deepcopy(nodes), type_ignores=[]))
+
+
+def methods_of(cls: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """The functions in a class's own namespace by name, also behind properties and the like."""
+    for name, value in vars(cls).items():
+        parts = ("fget", "fset") if isinstance(value, property) else ("__func__", "func")
+        for found in (value, *(getattr(value, part, None) for part in parts)):
+            if isinstance(found, types.FunctionType):
+                yield name, found
+
+
+def is_own_method(cls: type, fn: types.FunctionType) -> bool:
+    """Whether a function stands in the class's own source."""
+    return fn.__code__.co_qualname.startswith(f"{cls.__qualname__}.")
+
+
+def has_source(fn: types.FunctionType) -> bool:
+    linecache.checkcache(fn.__code__.co_filename)
+    return bool(linecache.getlines(fn.__code__.co_filename, fn.__globals__))
+
+
+def _text(thing: Any, filename: str | None, scope: dict[str, Any]) -> str:
+    if filename is not None:
+        linecache.checkcache(filename)
+    lines = linecache.getlines(filename, scope) if filename is not None else []
+    text = "".join(lines)
     try:
-        if isinstance(thing, types.ModuleType):
-            return _without_docstrings(ast.parse(inspect.getsource(thing)))
-        lines, first = inspect.findsource(thing)
-        tree = ast.parse("".join(lines))
-    except (OSError, TypeError, SyntaxError):
+        _parsed(text)
+    except SyntaxError:
+        lines = []
+    if not lines:
         raise KeysError(
             f"{qualname(thing)}: its source cannot be read, so a change would go unseen; "
-            "put it into a file, or pass keys"
-        ) from None
-    found = [node for node in _definitions(tree) if _first_line(node) == first + 1 and _is_like(node, thing)]
-    if not found:
-        raise KeysError(f"{qualname(thing)}: its source was not found at line {first + 1}; pass keys")
-    return _without_docstrings(ast.Module(body=found, type_ignores=[]))
+            "put it into a file, or pass invalidation_keys"
+        )
+    return text
 
 
-def _definitions(tree: ast.AST) -> Iterator[Any]:
-    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
-    return (node for node in ast.walk(tree) if isinstance(node, kinds))
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> tuple[ast.Module, tuple[types.CodeType, ...]]:
+    """The tree of a file and the code of all its functions."""
+    tree = ast.parse(text)
+    return tree, tuple(_inner_codes(compile(text, "<source>", "exec", dont_inherit=True)))
+
+
+def _inner_codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _inner_codes(constant)
+
+
+def _same_code(one: types.CodeType, other: types.CodeType) -> bool:
+    """Whether two functions do the same, wherever they stand."""
+    if any(getattr(one, part) != getattr(other, part) for part in _CODE_PARTS):
+        return False
+    pairs = zip(one.co_consts, other.co_consts, strict=False)
+    return len(one.co_consts) == len(other.co_consts) and all(_same_constant(a, b) for a, b in pairs)
+
+
+def _same_constant(one: object, other: object) -> bool:
+    if isinstance(one, types.CodeType) and isinstance(other, types.CodeType):
+        return _same_code(one, other)
+    return type(one) is type(other) and (
+        repr(one) == repr(other) or (isinstance(one, frozenset) and one == other)
+    )
+
+
+def _function_node(fn: types.FunctionType, text: str) -> ast.stmt:
+    tree, codes = _parsed(text)
+    running = fn.__code__
+    same = [code for code in codes if _same_code(code, running)]
+    if not same and _is_rewritten(module_of(fn)):
+        same = [running]
+    if not same:
+        raise KeysError(
+            f"{qualname(fn)}: its file no longer holds the code that runs; it was edited since the import: "
+            "restart or reload"
+        )
+    code = min(same, key=lambda c: abs(c.co_firstlineno - running.co_firstlineno))
+    kinds = (ast.Lambda,) if running.co_name == "<lambda>" else (ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [n for n in ast.walk(tree) if isinstance(n, kinds) and _first_line(n) == code.co_firstlineno]
+    nodes = [n for n in nodes if getattr(n, "name", "<lambda>") == running.co_name]
+    if len(nodes) > 1:
+        nodes = _at_positions(nodes, code)
+    if not nodes:
+        raise KeysError(
+            f"{qualname(fn)}: which of several definitions in one line it is cannot be told; break the line"
+        )
+    node: Any = nodes[0]
+    return node if isinstance(node, ast.stmt) else ast.Expr(value=node)
+
+
+def _is_rewritten(module: types.ModuleType | None) -> bool:
+    """Whether an import hook, such as pytest's for asserts, compiles another source than the file's."""
+    loader = getattr(module, "__loader__", None)
+    home = (type(loader) if not isinstance(loader, type) else loader).__module__
+    return loader is not None and home.partition(".")[0] not in (
+        "_frozen_importlib_external",
+        *sys.stdlib_module_names,
+    )
+
+
+def _at_positions(nodes: list[Any], code: types.CodeType) -> list[Any]:
+    """Of several lambdas in one line the one whose body the code was compiled from."""
+    found = [p for p in code.co_positions() if None not in p and p[3] != p[2]]
+    if not found:  # python -X no_debug_ranges
+        return []
+    start, stop = min((p[0], p[2]) for p in found), max((p[1], p[3]) for p in found)
+
+    def within(node: Any) -> bool:
+        body = node.body
+        return bool(
+            (body.lineno, body.col_offset) <= start and stop <= (body.end_lineno, body.end_col_offset)
+        )
+
+    return sorted(filter(within, nodes), key=lambda n: n.body.end_col_offset - n.body.col_offset)[:1]
+
+
+def _class_nodes(cls: type) -> list[ast.stmt]:
+    """The class statement; all of them where branches hold several of one name."""
+    own = [fn for _, fn in methods_of(cls) if is_own_method(cls, fn) and has_source(fn)]
+    module = module_of(cls)
+    filename = own[0].__code__.co_filename if own else getattr(module, "__file__", None)
+    text = _text(cls, filename, scope_of(cls))
+    nodes = [node for name, node in _named_classes(_parsed(text)[0], "") if name == cls.__qualname__]
+    if not nodes:
+        raise KeysError(f"{qualname(cls)}: its class statement was not found in {filename}")
+    for fn in own:
+        if fn.__code__.co_filename == filename:
+            _function_node(fn, text)  # raises where the file no longer holds what runs
+    return nodes
+
+
+def scope_of(thing: Any) -> dict[str, Any]:
+    """The globals that a definition refers to."""
+    if isinstance(thing, types.FunctionType):
+        return thing.__globals__
+    if isinstance(thing, type):
+        for _, fn in methods_of(thing):
+            if is_own_method(thing, fn) and fn.__globals__.get("__name__") == thing.__module__:
+                return fn.__globals__
+    module = module_of(thing)
+    return vars(module) if module is not None else {}
+
+
+def _named_classes(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.stmt]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef):
+            yield f"{prefix}{child.name}", child
+            yield from _named_classes(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _named_classes(child, f"{prefix}{child.name}.<locals>.")
+        else:
+            yield from _named_classes(child, prefix)
 
 
 def _first_line(node: Any) -> int:
-    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+    lines: list[int] = [d.lineno for d in getattr(node, "decorator_list", ())]
+    return min(lines, default=int(node.lineno))
 
 
-def _is_like(node: Any, thing: Any) -> bool:
-    name = "<lambda>" if isinstance(node, ast.Lambda) else node.name
-    return bool(name == thing.__name__) and isinstance(node, ast.ClassDef) == isinstance(thing, type)
-
-
-def _without_docstrings(tree: ast.AST) -> ast.AST:
+def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            constant = body[0].value
-            if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
-                node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
     return tree
 
 
+# ---- what it refers to
+
+
 def global_names(tree: ast.AST) -> set[str]:
-    """Names that a definition takes from its module: not those that it or its inner scopes bind."""
+    """Names that a definition takes from its module: not those that its inner scopes bind."""
     found: set[str] = set()
     tables = [symtable.symtable(ast.unparse(tree), "<definition>", "exec")]
     while tables:
         table = tables.pop()
         top = table.get_type() == "module"
-        found |= {
-            symbol.get_name()
-            for symbol in table.get_symbols()
-            if symbol.is_referenced() and (symbol.is_global() or (top and not symbol.is_assigned()))
-        }
+        found |= {s.get_name() for s in table.get_symbols() if s.is_referenced() and (s.is_global() or top)}
         tables += table.get_children()
     return found
 
 
+def rebound_globals(tree: ast.AST) -> set[str]:
+    """Global names that a definition gives values itself, as where it loads a model at its first call."""
+    found: set[str] = set()
+    tables = [symtable.symtable(ast.unparse(tree), "<definition>", "exec")]
+    while tables:
+        table = tables.pop()
+        found |= {s.get_name() for s in table.get_symbols() if s.is_declared_global() and s.is_assigned()}
+        tables += table.get_children()
+    return found
+
+
+def assignments_of(module: types.ModuleType, name: str) -> ast.Module:
+    """The statements of a module's own that give ``name`` a value. Raises KeysError."""
+
+    def assigns(node: ast.stmt) -> bool:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+    return ast.Module(body=[node for node in tree_of(module).body if assigns(node)], type_ignores=[])
+
+
+def attribute_paths(tree: ast.AST, name: str) -> set[tuple[str, ...]]:
+    """What is taken from ``name``: ("a", "b") for ``name.a.b``, () where it is used by itself."""
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    dotted = (_dotted(node) for node in ast.walk(tree) if id(node) not in inner)
+    return {path[1:] for path in dotted if path and path[0] == name}
+
+
+def _dotted(node: ast.AST) -> tuple[str, ...]:
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return (node.id, *reversed(parts)) if isinstance(node, ast.Name) else ()
+
+
+def user_imports(tree: ast.AST, package: str | None) -> Iterator[tuple[types.ModuleType, str | None]]:
+    """The user's modules that import statements within a definition name, and what of each (None: all)."""
+    for node in ast.walk(tree):
+        wanted: list[tuple[str, str | None]]
+        if isinstance(node, ast.Import):
+            wanted = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            home = f"{'.' * node.level}{node.module or ''}"
+            wanted = [(home, None if alias.name == "*" else alias.name) for alias in node.names]
+        else:
+            continue
+        for name, attribute in wanted:
+            module = _imported(name, package)
+            if module is not None and (attribute is None or not hasattr(module, attribute)):
+                module = _imported(f"{name}.{attribute}", package) if attribute else module
+                attribute = None
+            if module is not None:
+                yield module, attribute
+
+
+def _imported(name: str, package: str | None) -> types.ModuleType | None:
+    """A module of the user's, imported if need be as the statement would; None for any other."""
+    try:
+        full = importlib.util.resolve_name(name, package) if name.startswith(".") else name
+        top = full.partition(".")[0]
+        spec = None if top in sys.modules else importlib.util.find_spec(top)
+        if (
+            spec is not None
+            and spec.origin is not None
+            and _is_within(spec.origin, (_PACKAGE, *_library_roots()))
+        ):
+            return None
+        if (
+            top in sys.modules
+            and hasattr(sys.modules[top], "__file__")
+            and not is_user_code(sys.modules[top])
+        ):
+            return None
+        module = importlib.import_module(full)
+    except ImportError:  # as where the statement itself allows for it
+        return None
+    return module if is_user_code(module) else None
+
+
 def written_only(tree: ast.AST) -> set[str]:
-    """Names that are only added to (a list of calls, a counter, a log file): not inputs."""
+    """Names that are only added to (a list of calls, a counter, a log file): not inputs.
+
+    ``".calls"`` stands for an attribute of that name, whatever it belongs to.
+    """
     writes = [name for node in ast.walk(tree) if (name := _written(node)) is not None]
-    seen = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    seen = [name for node in ast.walk(tree) if (name := _term(node)) is not None]
     return {name for name in set(writes) if seen.count(name) == writes.count(name)}
+
+
+def _term(node: ast.AST | None) -> str | None:
+    if isinstance(node, ast.Attribute):
+        return f".{node.attr}"
+    return node.id if isinstance(node, ast.Name) else None
 
 
 def _written(node: ast.AST) -> str | None:
@@ -127,17 +425,18 @@ def _written(node: ast.AST) -> str | None:
             target = called.value
     elif isinstance(node, ast.AugAssign):
         target = node.target.value if isinstance(node.target, ast.Subscript) else node.target
-    elif isinstance(node, ast.Call):
+    if target is None and isinstance(node, ast.Call):
         target = _opened_to_write(node)
-    return target.id if isinstance(target, ast.Name) else None
+    return _term(target)
 
 
 def _opened_to_write(call: ast.Call) -> ast.expr | None:
-    if isinstance(call.func, ast.Name) and call.func.id == "open" and len(call.args) > 1:
-        file, mode = call.args[0], call.args[1]
-    elif isinstance(call.func, ast.Attribute) and call.func.attr == "open" and call.args:
-        file, mode = call.func.value, call.args[0]
+    modes = [keyword.value for keyword in call.keywords if keyword.arg == "mode"]
+    if isinstance(call.func, ast.Name) and call.func.id == "open" and call.args:
+        file, modes = call.args[0], [*call.args[1:2], *modes]
+    elif isinstance(call.func, ast.Attribute) and call.func.attr == "open":
+        file, modes = call.func.value, [*call.args[:1], *modes]
     else:
         return None
-    writes = isinstance(mode, ast.Constant) and str(mode.value)[:1] in ("a", "w", "x")
+    writes = len(modes) == 1 and isinstance(modes[0], ast.Constant) and modes[0].value in _WRITE_MODES
     return file if writes else None

@@ -43,6 +43,7 @@ def partial_of(samples: NDArray[Any], channel_axis: int | None) -> NDArray[np.fl
     return np.concatenate([whole, channels], axis=1)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # sums of huge values overflow; the summary then says None
 def _column(values: NDArray[Any]) -> NDArray[np.float64]:
     """One column, in plain floats: arrays of six would cost more than the values themselves."""
     scratch = np.empty(min(_BLOCK, len(values)))
@@ -67,6 +68,7 @@ def _column(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.array([count, nonfinite, low, high, mean, m2], np.float64)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _merge(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     count = a[_COUNT] + b[_COUNT]
     safe = np.maximum(count, 1)

@@ -73,10 +73,13 @@ def _open(path: Path, options: _Options, samples: int | None = None, seal: str |
     except StoreNotFoundError:
         publish.raise_if_unfinished(path)
         raise
-    opened = zarr_dir.open_metadata(folder)
+    try:
+        opened = zarr_dir.open_metadata(folder)
+    except StoreReplacedError:  # just now, between the two lines above
+        return _open(path, options, samples, seal)
     if seal is not None and opened.seal != seal:
         raise StoreReplacedError(f"{path}: baked again since it was opened in another process; reopen it")
-    manifest = cache(partial(zarr_dir.read_manifest, folder, opened.root))
+    manifest = cache(partial(zarr_dir.read_manifest, folder, opened))
     reader = Reader(folder, zarr_dir.chunk_maps(opened, manifest), options.checksums, options.mmap)
     return Store(folder, opened, reader, manifest, options, samples)
 
@@ -84,7 +87,8 @@ def _open(path: Path, options: _Options, samples: int | None = None, seal: str |
 class FieldArray:
     """One field of a store, [sample, *shape]; indexing reads into new NumPy arrays.
 
-    The first index picks samples (an integer, slice, sequence or mask), further ones apply to them.
+    Indexed as NumPy's arrays are; the first index, which picks the samples that are read, is an integer,
+    slice, sequence or mask of one axis.
     """
 
     def __init__(self, store: Store, field: StoredField) -> None:
@@ -110,12 +114,21 @@ class FieldArray:
     def __getitem__(self, index: Any) -> NDArray[Any]:
         first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
         if first is Ellipsis or isinstance(first, tuple):
-            return np.asarray(self)[index]
+            return self._picked(np.asarray(self), index)
         if isinstance(first, int | np.integer):
-            samples: NDArray[Any] = self._read([int(first)])[0]
-            return samples[rest] if rest else samples
+            return self._picked(self._read([int(first)]), (0, *rest))
         samples = self._read(first)
-        return samples[(slice(None), *rest)] if rest else samples
+        if not rest:
+            return samples
+        # a list or mask pairs with further ones, as in NumPy
+        return self._picked(
+            samples, (slice(None) if isinstance(first, slice) else np.arange(len(samples)), *rest)
+        )
+
+    @staticmethod
+    def _picked(samples: NDArray[Any], index: Any) -> NDArray[Any]:
+        picked: NDArray[Any] = samples[index]
+        return picked
 
     def _read(self, index: Index) -> NDArray[Any]:
         return self._store.read(index, (self.field.name,))[self.field.name]
@@ -253,11 +266,12 @@ class Store(Mapping[str, FieldArray]):
         Raises IndexError, TypeError, RecipeError (unknown field, unfit ``out``), DamagedStoreError,
         StoreReplacedError.
         """
-        numbers = normalised_index(index, self.samples)
         names = tuple(self.fields) if fields is None else tuple(fields)
         for name in names:
             if name not in self.fields:
                 raise RecipeError(f"{self.path}: no field {name!r}; there are {', '.join(self.fields)}")
+            self.manifest(name)  # refuses a number of samples that lies, before any allocation trusts it
+        numbers = normalised_index(index, self.samples)
         if view:
             return {name: self._view(name, numbers) for name in names}
         result = {}

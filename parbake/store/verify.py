@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from crc32c import crc32c
 
 from parbake.errors import DamagedStoreError
-from parbake.store.codecs import CodecError, check_crc
+from parbake.store.chunkmap import MISSING, ChunkIndex
+from parbake.store.codecs import CRC_NBYTES, CodecError, check_crc
 from parbake.store.document import Manifest
+from parbake.store.shard import HEADER_NBYTES
 from parbake.store.zarr_dir import damaged_nodes, read_coords
 
 if TYPE_CHECKING:
@@ -89,21 +91,29 @@ def _faults_of(store: Store, name: str, recorded: int, shard: int) -> Iterator[D
     last = min(first + layout.shard_samples, store.stored_samples)
     try:
         source = store.reader.source(name, shard)
-        found = crc32c(source.get(0, source.nbytes).data)
         index = field.scan(source, shard)
     except (DamagedStoreError, CodecError) as error:
         yield Damage(file, name, first, last, str(error).split("; run ")[0])
         return
-    if found == recorded:
-        return
     blamed = False
+    checksum, done = 0, 0  # of all bytes up to ``done`` but the CRCs among them
+    for end in (HEADER_NBYTES, *_chunk_ends(index), source.nbytes):
+        checksum = crc32c(source.get(done, max(end - CRC_NBYTES, done)).data, checksum)
+        done = end
     for entry in range(-(-(last - first) // layout.chunk_samples)):
         start = first + entry * layout.chunk_samples
         offset, nbytes = int(index.offset[entry]), int(index.nbytes[entry])
         try:
+            if offset == MISSING:
+                raise CodecError("the chunk is missing")
             check_crc(source.get(offset, offset + nbytes))
         except CodecError as error:
             blamed = True
             yield Damage(file, name, start, min(start + layout.chunk_samples, last), str(error))
-    if not blamed:  # between the chunks, or a chunk that is not the one recorded
-        yield Damage(file, name, first, last, f"file crc32c {found:#010x} where {recorded:#010x} is recorded")
+    if checksum != recorded and not blamed:
+        found = f"checksum {checksum:#010x} where {recorded:#010x} is recorded: not the shard that was baked"
+        yield Damage(file, name, first, last, found)
+
+
+def _chunk_ends(index: ChunkIndex) -> list[int]:
+    return [int(end) for end in (index.offset + index.nbytes)[index.offset != MISSING]]

@@ -7,16 +7,18 @@ that the producer goes on meanwhile. The two buffers bound the memory.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from crc32c import crc32c
@@ -33,12 +35,35 @@ from parbake.store.zarr_dir import shard_file, sync_folder
 
 _GROUP_NBYTES = 1024**2  # chunks encoded in one task: a task costs as much as a small chunk
 _IN_FLIGHT_NBYTES = 32 * 1024**2  # encoded, not yet written
-_WRITE_BUFFER_NBYTES = 1024**2
+_WRITE_BUFFER_NBYTES = 4 * 1024**2  # whole huge pages: the page cache then keeps and maps them as such
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error says that there is no room left."""
+    return isinstance(error, NoSpaceError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    )
+
+
+@contextlib.contextmanager
+def durable(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes its name, synced, once all is written; on a fault it is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A finished shard: its size, the CRC-32C of all its bytes, the partial statistics of its samples."""
+    """A finished shard: its size, the CRC-32C of its checksums (see shard.py), its partial statistics."""
 
     nbytes: int
     crc32c: int
@@ -52,17 +77,18 @@ class ShardWriter:
         self.path = store / name
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._temporary, "wb", buffering=_WRITE_BUFFER_NBYTES)  # noqa: SIM115
+        self._file = io.BufferedWriter(io.FileIO(self._temporary, "w"), _WRITE_BUFFER_NBYTES)
         self._index = ChunkIndex.empty(chunks)
         self._written = 0
-        self._crc = 0
         self._chunk = 0
-        self._write(header)
+        self._crc = 0
+        self._write(header[:-CRC_NBYTES], header[-CRC_NBYTES:])
 
-    def _write(self, data: bytes | memoryview) -> None:
+    def _write(self, data: bytes | memoryview, checksum: bytes = b"") -> None:
         self._file.write(data)
-        self._crc = crc32c(data, self._crc)
-        self._written += len(data)
+        self._file.write(checksum)
+        self._crc = crc32c(data, self._crc)  # without the checksum: see shard.py
+        self._written += len(data) + len(checksum)
 
     def add(self, body: bytes | memoryview, crc: bytes) -> None:
         """Append the next chunk's payload."""
@@ -70,18 +96,23 @@ class ShardWriter:
         self._index.offset[self._chunk] = self._written
         self._index.nbytes[self._chunk] = len(body) + CRC_NBYTES
         self._chunk += 1
-        self._write(body)
-        self._write(crc)
+        self._write(body, crc)
 
     def finish(self, found: NDArray[np.float64]) -> ShardFile:
         """Write the index, make the file durable under its own name."""
-        self._write(pack_index(self._index))
+        index = pack_index(self._index)
+        self._write(index[:-CRC_NBYTES], index[-CRC_NBYTES:])
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.rename(self.path)
         sync_folder(self.path.parent)
         return ShardFile(self._written, self._crc, found)
+
+    def discard(self) -> None:
+        """Give up: write no more, and give the room back (an open file keeps it though removed)."""
+        self._file.raw.close()
+        self._temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -124,8 +155,10 @@ class Pipeline:
             self._buffers.put({})
         self._encoders = ThreadPoolExecutor(os.cpu_count(), "parbake-encode")
         self._finisher = ThreadPoolExecutor(1, "parbake-finish")
-        self._tasks: queue.SimpleQueue[_Task | Callable[[], None] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[_Task | Callable[[], object] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
+        self._shards: set[ShardWriter] = set()  # not finished yet
+        self.nbytes_written = 0  # encoded
         self._writer = threading.Thread(target=self._write_all, name="parbake-write", daemon=True)
         self._writer.start()
 
@@ -137,10 +170,12 @@ class Pipeline:
         self._writer.join()
         self._finisher.shutdown()
         self._encoders.shutdown()
+        for shard in self._shards:
+            shard.discard()
 
     def raise_error(self) -> None:
         """Raise what went wrong in a thread, if anything did."""
-        if isinstance(self._error, OSError) and self._error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if disk_is_full(self._error):
             raise NoSpaceError(
                 "the disk is full; what was baked is kept: free some space and run the same bake again"
             ) from self._error
@@ -150,8 +185,9 @@ class Pipeline:
     def drain(self) -> None:
         """Wait until all that was submitted is durable."""
         done = threading.Event()
-        self._tasks.put(lambda: self._finisher.submit(done.set) and None)
-        done.wait()
+        self.when_written(done.set)
+        while not done.wait(timeout=0.2):  # never set after a fault
+            self.raise_error()
         self.raise_error()
 
     def buffer(self) -> SlabBuffer:
@@ -167,6 +203,20 @@ class Pipeline:
         """Give a slab buffer back."""
         self._buffers.put(buffer)
 
+    def open_shard(self, store: Path, name: str, header: bytes, chunks: int) -> ShardWriter:
+        """A shard to write; discarded at the end unless ``shards_finished`` is told of it."""
+        shard = ShardWriter(store, name, header, chunks)
+        self._shards.add(shard)
+        return shard
+
+    def shards_finished(self, shards: Iterable[ShardWriter]) -> None:
+        """Note that these shards are durable."""
+        self._shards.difference_update(shards)
+
+    def wrote(self, nbytes: int) -> None:
+        """Count encoded bytes; only from the writing thread."""
+        self.nbytes_written += nbytes
+
     def submit(self, encode: Callable[[], _Encoded], write: Callable[[_Encoded], None]) -> None:
         """Encode in some thread and write in the order of submission."""
         self.raise_error()
@@ -175,13 +225,13 @@ class Pipeline:
 
     def when_written(self, call: Callable[[], None]) -> None:
         """Run ``call`` in the finishing thread once all that was submitted before is written."""
-        self._tasks.put(lambda: self._finisher.submit(self._guarded, call) and None)
+        self._tasks.put(lambda: self._finisher.submit(self._guarded, call))
 
     def aside(self, call: Callable[[], None]) -> None:
         """Run ``call`` in the finishing thread, now or after what it is doing."""
         self._finisher.submit(self._guarded, call)
 
-    def _guarded(self, call: Callable[[], None]) -> None:
+    def _guarded(self, call: Callable[[], object]) -> None:
         try:
             if self._error is None:
                 call()
@@ -194,7 +244,7 @@ class Pipeline:
                 self._guarded(partial(_write, task))
                 self._in_flight.release()
             else:
-                task()
+                self._guarded(task)
 
 
 def _write(task: _Task) -> None:
@@ -236,6 +286,7 @@ class ShardAssembly:
     def _write(self, encoded: _Encoded) -> None:
         for body, crc in encoded.payloads:
             self.writer.add(body, crc)
+            self._pipeline.wrote(len(body) + len(crc))
         self._partials.append(encoded.statistics)
 
     def finish(self) -> ShardFile:
@@ -271,7 +322,7 @@ class SlabWriter:
                 shard = start // field.layout.shard_samples
                 file = shard_file(name, len(field.shape), shard)
                 header = identities[name].header(shard)
-                writer = ShardWriter(store, file, header, field.layout.chunks_per_shard)
+                writer = pipeline.open_shard(store, file, header, field.layout.chunks_per_shard)
                 self._assemblies[name] = ShardAssembly(pipeline, field, samples, writer)
 
     def _samples(self, name: str) -> NDArray[Any]:
@@ -304,7 +355,9 @@ class SlabWriter:
         scalars = {n: self._buffer[n][:count] for n, field in self._fields.items() if field.is_scalar}
 
         def conclude() -> None:
-            done({name: a.finish() for name, a in self._assemblies.items()}, scalars)
+            shards = {name: assembly.finish() for name, assembly in self._assemblies.items()}
+            self._pipeline.shards_finished(assembly.writer for assembly in self._assemblies.values())
+            done(shards, scalars)
             self._pipeline.release(self._buffer)
 
         self._pipeline.when_written(conclude)
@@ -317,12 +370,16 @@ def write_scalar_shard(
     layout = field.layout
     file = shard_file(field.name, len(field.shape), shard)
     writer = ShardWriter(store, file, identity.header(shard), layout.chunks_per_shard)
-    for start in range(0, len(samples), layout.chunk_samples):
-        part = samples[start : start + layout.chunk_samples]
-        chunk = np.full((layout.chunk_samples, *field.shape), _fill(field.dtype), field.dtype)
-        chunk[: len(part)] = part
-        writer.add(*chain_of(layout).encode(chunk))
-    finished = writer.finish(statistics.empty(1))
+    try:
+        for start in range(0, len(samples), layout.chunk_samples):
+            part = samples[start : start + layout.chunk_samples]
+            chunk = np.full((layout.chunk_samples, *field.shape), _fill(field.dtype), field.dtype)
+            chunk[: len(part)] = part
+            writer.add(*chain_of(layout).encode(chunk))
+        finished = writer.finish(statistics.empty(1))
+    except BaseException:
+        writer.discard()
+        raise
     return finished.nbytes, finished.crc32c
 
 
@@ -331,7 +388,7 @@ def _fill(dtype: np.dtype[Any]) -> float | int:
     return np.nan if dtype.kind in "fc" else 0
 
 
-def sweep(store: Path) -> None:
-    """Remove the temporary files that a killed bake left in a store's folder."""
-    for temporary in store.rglob(".*.tmp"):
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that a bake left below a folder when it was killed or failed."""
+    for temporary in folder.rglob(".*.tmp"):
         temporary.unlink(missing_ok=True)

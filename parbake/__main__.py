@@ -1,0 +1,3 @@
+from parbake.cli import main
+
+main(prog_name="parbake")

@@ -1,0 +1,233 @@
+"""The command line: thin verbs over the library, and one gate that turns errors into one line."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from parbake import __version__, human
+from parbake.cli_build import BuildGroup
+from parbake.errors import ParbakeError, RecipeError
+
+if TYPE_CHECKING:
+    from parbake.store.store import Store
+    from parbake.store.verify import VerifyReport
+
+EXIT_NO = 1
+
+RECIPE_WORDS = {"ignore_unknown_options": True}  # a recipe's options are read by its producer's parser
+
+
+class Failed(click.ClickException):
+    """What the user sees of an error: one line. The answer is no, or the work could not be done."""
+
+    exit_code = EXIT_NO
+
+    def __init__(self, message: str) -> None:
+        super().__init__(human.printable(" ".join(message.split())))
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"parbake: error: {self.message}", file=file, err=file is None)
+
+
+class Misused(Failed):
+    """A command line or recipe that cannot be used as given."""
+
+    exit_code = 2
+
+
+class Interrupted(Failed):
+    """Ctrl-C."""
+
+    exit_code = 130  # as a shell reports SIGINT
+
+
+class Gate(click.Group):
+    """The root command; every error passes through here."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        command = shlex.join(["parbake", *args])
+        try:
+            context = super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise usage_line(error) from error
+        context.meta["parbake.command"] = command  # for the provenance of what this run bakes
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise usage_line(error) from error
+        except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
+            raise  # click ends these quietly
+        except (Exception, KeyboardInterrupt) as error:
+            if ctx.params["debug"]:
+                traceback.print_exc(file=sys.stderr)
+            raise one_line(error) from error
+
+
+def usage_line(error: click.UsageError) -> click.ClickException:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
+    hint = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
+    return Misused(error.format_message().removesuffix(".") + hint)
+
+
+def one_line(error: BaseException) -> Failed:
+    """``error`` as one line; parbake's own say what to do already."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted; what was baked stays, the same command goes on from there")
+    if isinstance(error, RecipeError):
+        return Misused(str(error))
+    if isinstance(error, ParbakeError):
+        return Failed(str(error))
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return Failed(f"{where}{error.strerror}")
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return Failed(f"unexpected {what}; 'parbake --debug ...' shows where")
+
+
+@click.group(cls=Gate, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="parbake")
+def main(debug: bool) -> None:
+    """Bake expensive training data once; know when it is stale; read it at the speed of memory.
+
+    Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 the answer is no (stale,
+    damaged, unfinished) or it failed, 2 usage.
+    """
+
+
+main.add_command(BuildGroup())
+
+store_path = click.argument("path", type=click.Path(path_type=Path))
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@main.command()
+@store_path
+@as_json
+@click.pass_context
+def inspect(ctx: click.Context, path: Path, as_json: bool) -> None:
+    """Show fields, chunks, sizes, statistics, keys and provenance of the store at PATH."""
+    from parbake.cli_inspect import show_store
+    from parbake.cli_output import show_unfinished
+    from parbake.errors import UnfinishedStoreError
+    from parbake.store.publish import unfinished_bakes
+    from parbake.store.store import open_store
+
+    try:
+        store = open_store(path)
+    except UnfinishedStoreError:
+        show_unfinished(path, unfinished_bakes(path), as_json)
+        ctx.exit(EXIT_NO)
+    with store:
+        show_store(path, store, unfinished_bakes(path), as_json)
+
+
+@main.command(context_settings=RECIPE_WORDS)
+@store_path
+@click.argument("recipe", nargs=-1, type=click.UNPROCESSED)
+@click.option("--rehash", is_flag=True, help="Hash all input files again.")
+@as_json
+@click.pass_context
+def check(ctx: click.Context, path: Path, recipe: tuple[str, ...], rehash: bool, as_json: bool) -> None:
+    """Say whether the store at PATH is fresh, or which invalidation keys changed.
+
+    RECIPE: a recipe file, or PRODUCER and its options as for 'build'. A store of a built-in producer
+    knows its own.
+    """
+    from parbake import cli_output as output
+    from parbake.cli_recipe import results_kept_apart, wanted_producer
+    from parbake.store.store import open_store
+
+    with open_store(path) as store, results_kept_apart():
+        producer = wanted_producer(path, store, recipe, f"{ctx.command_path} {path}")
+        freshness = store.freshness(producer, rehash=rehash)
+    output.show_freshness(path, freshness, as_json)
+    ctx.exit(0 if freshness else EXIT_NO)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--repair",
+    is_flag=False,
+    flag_value="",
+    metavar="[RECIPE]",
+    help="Bake the damaged slabs again, and only those. RECIPE: a recipe file, or 'PRODUCER --option "
+    "value ...' in quotes; a store of a built-in producer knows its own.",
+)
+@click.option("--accept-drift", is_flag=True, help="Repair even where the new bytes differ; recorded.")
+@as_json
+@click.pass_context
+def verify(
+    ctx: click.Context, path: Path | None, repair: str | None, accept_drift: bool, as_json: bool
+) -> None:
+    """Check every checksum of the store at PATH."""
+    from parbake import cli_output as output
+    from parbake.cli_recipe import recorded_recipe
+    from parbake.store.store import open_store
+
+    if path is None and repair:  # 'verify --repair PATH': the path was taken for the recipe
+        path, repair = Path(repair), ""
+    if path is None:
+        raise click.UsageError("Missing argument 'PATH'", ctx)
+    try:
+        words = shlex.split(repair or "")
+    except ValueError as error:  # a quote that does not end
+        raise click.UsageError(f"--repair: {error}", ctx) from error
+    with open_store(path) as store:
+        report = after = store.verify()
+        repair_with = f"{ctx.command_path} {path} --repair{'' if recorded_recipe(store) else ' RECIPE'}"
+        if repair is not None and not report:
+            if not as_json:
+                output.show_damage(report.damaged)
+            after = repaired(ctx, path, store, words, accept_drift)
+    mended = [damage for damage in report.damaged if damage not in after.damaged]
+    output.show_verified(path, after, mended, repair_with, as_json)
+    ctx.exit(0 if after else EXIT_NO)
+
+
+def repaired(
+    ctx: click.Context, path: Path, store: Store, recipe: Sequence[str], accept_drift: bool
+) -> VerifyReport:
+    """Repair ``store`` and give the report of verifying it again."""
+    from parbake.cli_recipe import results_kept_apart, wanted_producer
+    from parbake.producers import bake
+    from parbake.progress import default_progress
+
+    with results_kept_apart(), default_progress() as progress:
+        producer = wanted_producer(path, store, recipe, f"{ctx.command_path} {path} --repair")
+        command = ctx.meta["parbake.command"]
+        whole = bake.repair(producer, path, accept_drift=accept_drift, progress=progress, command=command)
+    with whole:
+        return whole.verify()
+
+
+@main.command()
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
+@as_json
+def ls(folder: Path | None, as_json: bool) -> None:
+    """List the stores in DIR (the cache folder unless named)."""
+    from parbake import cli_output as output
+    from parbake import settings
+    from parbake.store.cache import list_stores
+
+    home = settings.cache_home()
+    if folder is None and not home.exists():
+        folder, stores = home, []
+    else:
+        folder = folder if folder is not None else home
+        stores = list_stores(folder)
+    output.show_stores(folder, stores, as_json)

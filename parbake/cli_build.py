@@ -1,0 +1,216 @@
+"""``parbake build``: a command for each producer, its options made from the producer's fields."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from parbake import cli_recipe
+from parbake.errors import ParbakeError
+
+CODECS = ("raw", "lz4", "zstd")  # as in store.layout, without importing NumPy for --help
+STORE_SETTINGS = {"path": "output", "codec": "codec", "batch_size": "batch_size", "workers": "workers"}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """The options that every producer has."""
+
+    output: Path | None
+    cache: Path | None
+    codec: str | None
+    batch_size: int | None
+    workers: int | None
+    rebuild: bool
+    dry_run: bool
+    accept_source: bool
+    rehash: bool
+    as_json: bool
+
+
+COMMON_OPTIONS = (
+    click.Option(["-o", "--output"], type=click.Path(path_type=Path), help="The store to bake."),
+    click.Option(
+        ["--cache"],
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Bake into this folder, under a name made of the producer and its keys.",
+    ),
+    click.Option(
+        ["--codec"], type=click.Choice(CODECS), help="Compression  [default: the store's, else lz4]"
+    ),
+    click.Option(
+        ["--batch-size"],
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Samples computed at once  [default: the store's, else the producer's, else 64]",
+    ),
+    click.Option(
+        ["--workers"], type=click.IntRange(min=1), metavar="N", help="Compute in this many processes."
+    ),
+    click.Option(["--rebuild"], is_flag=True, help="Bake all of it again, over whatever store is there."),
+    click.Option(["--dry-run"], is_flag=True, help="Predict size and time from a few batches; bake nothing."),
+    click.Option(
+        ["--accept-source"], is_flag=True, help="Keep what is baked though the producer's code changed."
+    ),
+    click.Option(["--rehash"], is_flag=True, help="Hash all input files again."),
+    click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object."),
+)
+
+
+class BuildGroup(click.Group):
+    """Finds the command of a producer by its name, its recipe file or module:Class."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "build",
+            help="Bake a producer into a store, or what is missing of it.\n\nPRODUCER: a name below, a "
+            "recipe file (recipe.yaml), or module:Class; the current folder is importable. 'parbake build "
+            "PRODUCER --help' shows its options.",
+            options_metavar="",
+            subcommand_metavar="PRODUCER [OPTIONS]...",
+            no_args_is_help=False,
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            raise click.UsageError(
+                f"name the PRODUCER before its options: parbake build PRODUCER {args[0]}", ctx
+            )
+        if not args:
+            known = ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"missing PRODUCER: {known}, a recipe file or module:Class", ctx)
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from parbake.producers.recipe import BUILTIN_PRODUCERS
+
+        return sorted(BUILTIN_PRODUCERS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        try:
+            return producer_command(cli_recipe.find_source(cmd_name))
+        except ParbakeError:
+            if ctx.resilient_parsing:  # a shell that completes the line
+                return None
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [
+            (name, command.get_short_help_str(60))
+            for name in self.list_commands(ctx)
+            if (command := self.get_command(ctx, name)) is not None
+        ]
+        with formatter.section("Producers"):
+            formatter.write_dl(rows)
+
+
+class ProducerCommand(click.Command):
+    """Help in two parts: the producer's options, then those of every bake."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        common = [p for p in self.get_params(ctx) if p in COMMON_OPTIONS or p.name == "help"]
+        own = [p for p in self.get_params(ctx) if p not in common]
+        for title, params in ((f"Options of {self.name}", own), ("Options of every bake", common)):
+            rows = [row for p in params if (row := p.get_help_record(ctx)) is not None]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def producer_command(source: cli_recipe.Source) -> click.Command:
+    """``build``'s command for one source. Raises RecipeError for a field that clashes with an option."""
+
+    @click.pass_context
+    def callback(ctx: click.Context, /, **values: Any) -> None:
+        common = {p.name: values.pop(p.name) for p in COMMON_OPTIONS if p.name}
+        given = cli_recipe.given_params(source, values)
+        run(ctx, source, given, BuildOptions(**_with_recipe(common, source.store)))
+
+    own = list(cli_recipe.producer_options(source, COMMON_OPTIONS))
+    help_text = cli_recipe.summary(source.cls) or f"Bake {source.spec}."
+    return ProducerCommand(source.spec, params=[*own, *COMMON_OPTIONS], callback=callback, help=help_text)
+
+
+def _with_recipe(common: dict[str, Any], store: Mapping[str, Any]) -> dict[str, Any]:
+    """Options given on the command line, over a recipe's ``store:`` settings."""
+    for setting, option in STORE_SETTINGS.items():
+        if common[option] is None and store.get(setting) is not None:
+            if option == "output":
+                common[option] = None if common["cache"] else Path(store[setting])
+            else:
+                common[option] = store[setting]
+    return common
+
+
+def run(
+    ctx: click.Context, source: cli_recipe.Source, given: Mapping[str, Any], options: BuildOptions
+) -> None:
+    """Bake, or predict with ``--dry-run``, and print the result."""
+    if (options.output is None) == (options.cache is None):
+        both = "not both" if options.output else f"for example: parbake build {source.spec} -o train.zarr"
+        raise click.UsageError(f"say where: -o PATH or --cache DIR, {both}", ctx)
+
+    from parbake import cli_output as output
+    from parbake.producers import bake
+
+    producer = source.make(given)
+    with cli_recipe.results_kept_apart():
+        path = options.output or _cache_path(producer, options)
+    if options.dry_run:
+        from parbake.producers.dry_run import dry_run
+
+        with cli_recipe.results_kept_apart():
+            predicted = dry_run(producer, path, codec=options.codec, batch_size=options.batch_size)
+        output.show_dry_run(path, predicted, options.as_json)
+        ctx.exit(0 if predicted.fits else 1)
+
+    from parbake.progress import default_progress
+
+    with cli_recipe.results_kept_apart(), contextlib.ExitStack() as stack:
+        watch = Watch(stack.enter_context(default_progress()))
+        executor = None
+        if options.workers is not None:
+            from parbake.producers.executors import process_pool
+
+            executor = stack.enter_context(process_pool(options.workers))
+        store = bake.bake(
+            producer,
+            path,
+            codec=options.codec,
+            batch_size=options.batch_size,
+            executor=executor,
+            rebuild=options.rebuild,
+            progress=watch,
+            accept_source=options.accept_source,
+            rehash=options.rehash,
+            command=ctx.meta["parbake.command"],
+        )
+    with store:
+        output.show_bake(path, store, watch.last, options.as_json)
+
+
+class Watch:
+    """Hands each Progress on and remembers the last, which says what the bake did."""
+
+    def __init__(self, display: Callable[[Any], None]) -> None:
+        self._display = display
+        self.last: Any = None
+
+    def __call__(self, progress: Any) -> None:
+        self.last = progress
+        self._display(progress)
+
+
+def _cache_path(producer: Any, options: BuildOptions) -> Path:
+    from parbake.store.cache import store_name
+    from parbake.store.keys import producer_keys
+
+    keys, _ = producer_keys(producer, rehash=options.rehash)
+    assert options.cache is not None
+    return options.cache / store_name(keys)

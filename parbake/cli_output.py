@@ -1,0 +1,238 @@
+"""What the verbs print on stdout: tables that stay readable in 80 columns, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from parbake import human
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from parbake.producers.bake import Progress
+    from parbake.producers.dry_run import DryRun
+    from parbake.store.cache import StoreSummary
+    from parbake.store.keys import Freshness
+    from parbake.store.publish import Unfinished
+    from parbake.store.store import Store
+    from parbake.store.verify import Damage, VerifyReport
+
+
+def show_bake(path: Path, store: Store, last: Progress | None, as_json: bool) -> None:
+    """One line on what the bake left."""
+    raw, stored = raw_nbytes(store), stored_nbytes(store)
+    baked = last.samples_total if last is not None else 0
+    seconds = last.seconds if last is not None else 0.0
+    if as_json:
+        print_json(
+            path=str(path),
+            samples=store.samples,
+            samples_baked=baked,
+            nbytes_raw=raw,
+            nbytes_stored=stored,
+            ratio=ratio_of(raw, stored),
+            seconds=seconds,
+            digest=store.digest,
+        )
+        return
+    did = "nothing left to bake"
+    if baked:
+        which = "" if baked == store.samples else f"{baked:,} of them "
+        did = f"{which}baked in {human.duration(seconds)}"
+    samples = human.count(store.samples, "sample")
+    click.echo(f"{path}: {samples}, {human.size(stored)} (ratio {human.ratio(raw, stored)}), {did}")
+
+
+def show_dry_run(path: Path, predicted: DryRun, as_json: bool) -> None:
+    """What a bake would make and cost."""
+    if as_json:
+        print_json(path=str(path), **vars(predicted), ratio=predicted.ratio, fits=predicted.fits)
+        return
+    kept = predicted.samples - predicted.missing_samples
+    fits = "fits" if predicted.fits else "DOES NOT FIT"
+    rows = [
+        ("store", str(path)),
+        ("samples", f"{predicted.samples:,}, {kept:,} of them there already"),
+        ("raw", human.size(predicted.nbytes_raw)),
+        ("stored, about", f"{human.size(predicted.nbytes_stored)} (ratio {human.ratio(predicted.ratio, 1)})"),
+        ("ratio by field", ", ".join(f"{name} {human.ratio(r, 1)}" for name, r in predicted.fields.items())),
+        ("time, about", human.duration(predicted.seconds)),
+        ("free disk", f"{human.size(predicted.free_nbytes)}: {fits}"),
+        ("a random sample", f"decodes {human.size(predicted.read_nbytes_per_sample)}"),
+    ]
+    print_parts(pairs(rows))
+
+
+def show_freshness(path: Path, freshness: Freshness, as_json: bool) -> None:
+    """``fresh``, or a line for each key that changed."""
+    if as_json:
+        changes = [
+            {"field": c.field, "path": c.path, "stored": c.stored, "wanted": c.wanted}
+            for c in freshness.changes
+        ]
+        print_json(path=str(path), fresh=bool(freshness), changes=changes)
+        return
+    for line in map(str, freshness.changes) if freshness.changes else ["fresh"]:
+        click.echo(human.printable(line))
+
+
+def show_verified(
+    path: Path, report: VerifyReport, repaired: Sequence[Damage], repair_with: str, as_json: bool
+) -> None:
+    """A line for each damaged part, or that all is whole; ``repaired``: what was damaged before."""
+    if as_json:
+        print_json(
+            path=str(path),
+            whole=bool(report),
+            checked_nbytes=report.checked_nbytes,
+            damaged=list(map(vars, report.damaged)),
+            repaired=list(map(vars, repaired)),
+        )
+        return
+    show_damage(report.damaged)
+    if repaired:
+        click.echo(f"{path}: {human.count(len(repaired), 'damaged part')} repaired")
+    if report:
+        click.echo(f"{path}: whole, {human.size(report.checked_nbytes)} checked")
+    else:
+        damaged = human.count(len(report.damaged), "damaged part")
+        click.echo(f"{path}: {damaged}; run '{repair_with}'", err=True)
+
+
+def show_damage(damaged: Sequence[Damage]) -> None:
+    """A line for each damaged part."""
+    for damage in damaged:
+        click.echo(human.printable(str(damage)))
+
+
+def show_unfinished(path: Path, unfinished: Sequence[Unfinished], as_json: bool) -> None:
+    """How far an unfinished bake is, and how it goes on."""
+    if as_json:
+        print_json(path=str(path), state="unfinished", unfinished=bakes_json(unfinished))
+        return
+    for bake in unfinished:
+        click.echo(f"{path}: {bake}")
+
+
+def bakes_json(unfinished: Sequence[Unfinished]) -> list[dict[str, Any]]:
+    return [
+        {"slabs_done": bake.slabs_done, "slabs": bake.slabs, "command": bake.command} for bake in unfinished
+    ]
+
+
+def show_stores(folder: Path, stores: Sequence[StoreSummary], as_json: bool) -> None:
+    """The stores of a folder, and what they take together."""
+    total = sum(s.nbytes_stored for s in stores)
+    if as_json:
+        rows = [{**vars(s), "path": str(s.path), "ratio": s.ratio} for s in stores]
+        print_json(folder=str(folder), nbytes_stored=total, stores=rows)
+        return
+    if stores:
+        # a cache names its entries by producer and keys: said once is enough in 80 columns
+        named = all(s.path.name == f"{s.producer}-{s.keys}.zarr" for s in stores)
+        origin = () if named else ("producer", "keys")
+        header = ("store", *origin, "samples", "size", "ratio", "state", "used")
+        cells = [_listed(store, named) for store in stores]
+        print_parts(table(header, cells, right=range(len(origin) + 1, len(origin) + 4), gap=1))
+    click.echo(f"{folder}: {human.count(len(stores), 'store')}, {human.size(total)}")
+
+
+def _listed(store: StoreSummary, named: bool) -> tuple[str, ...]:
+    return (
+        store.path.name,
+        *(() if named else (store.producer or "-", (store.keys or "-")[:8])),
+        f"{store.samples:,}" if store.samples is not None else "-",
+        human.size(store.nbytes_stored),
+        human.ratio(store.ratio, 1) if store.ratio else "-",
+        store.state,
+        _age(store.last_used) if store.last_used else "-",
+    )
+
+
+def _age(moment: datetime) -> str:
+    days = (datetime.now().astimezone().date() - moment.astimezone().date()).days
+    return "today" if days < 1 else f"{days} d ago"
+
+
+# ---- printing
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    wrapped: int = 0,
+    gap: int = 2,
+) -> RenderableType:
+    """Rows of text; columns ``right`` are numbers, ``wrapped`` breaks its lines on a narrow screen."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
+    for position, name in enumerate(header):
+        made.add_column(
+            name,
+            justify="right" if position in right else "left",
+            overflow="fold",
+            no_wrap=position != wrapped,
+        )
+    for row in rows:
+        made.add_row(*(Text(human.printable(cell)) for cell in row))  # Text: [brackets] are no markup
+    return made
+
+
+def pairs(rows: Iterable[tuple[str, str]]) -> RenderableType:
+    """A line for each ``key: value``."""
+    from rich.text import Text
+
+    lines = [Text.assemble((f"{human.printable(k)}: ", "dim"), human.printable(v)) for k, v in rows]
+    return Text("\n").join(lines)
+
+
+def print_parts(*parts: RenderableType) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part, soft_wrap=not isinstance(part, Table))  # soft: copied lines stay whole
+
+
+def print_json(**values: Any) -> None:
+    click.echo(json.dumps(_plain(values), ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON; what is not finite becomes its name, so that any JSON reader takes it."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, complex):
+        return [_plain(value.real), _plain(value.imag)]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path | datetime) else value
+
+
+def raw_nbytes(store: Store) -> int:
+    return sum(store.samples * int(f.layout.sample_nbytes) for f in store.fields.values())
+
+
+def stored_nbytes(store: Store) -> int:
+    return sum(map(store.nbytes_stored, store.fields))
+
+
+def ratio_of(raw: int, stored: int) -> float | None:
+    return raw / stored if stored else None

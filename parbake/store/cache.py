@@ -1,0 +1,123 @@
+"""A folder of stores: their names and what each holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from parbake.errors import DamagedStoreError, NotAStoreError, StoreNotFoundError
+from parbake.store.keys import Keys, digest
+from parbake.store.publish import Unfinished, staging_root, unfinished_bakes
+from parbake.store.zarr_dir import ROOT, open_folder, open_metadata
+
+DIGEST_DIGITS = 16
+_BAKING = staging_root(Path("x")).name.removeprefix("x")
+
+
+@dataclass(frozen=True)
+class StoreSummary:
+    """One store of a folder. What is not known of an unfinished or broken one is None.
+
+    ``keys``: first digits of the digest of the shared keys. ``state``: complete, edited (only
+    descriptions were), unfinished or broken. ``slabs``: done and total of an unfinished bake, also of one
+    beside a complete store. ``nbytes_stored``: all files, those of unfinished bakes included.
+    ``last_used``: when its metadata was last read, as the file system keeps it (often by the day).
+    """
+
+    path: Path
+    producer: str | None
+    keys: str | None
+    samples: int | None
+    nbytes_raw: int | None
+    nbytes_stored: int
+    state: str
+    slabs: tuple[int, int] | None
+    last_used: datetime | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Raw over stored bytes, of a complete store without an unfinished bake beside it."""
+        if self.nbytes_raw is None or self.slabs is not None or not self.nbytes_stored:
+            return None
+        return self.nbytes_raw / self.nbytes_stored
+
+
+def store_name(keys: Keys) -> str:
+    """File name of a cache entry: producer and digest of all keys.
+
+    Of the shared ones alone two teachers with the same tones would take each other's place.
+    """
+    producer = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(keys.shared["producer"])).strip(".-")
+    everything = digest({"shared": keys.shared, "fields": keys.fields})
+    return f"{producer or 'store'}-{everything[:DIGEST_DIGITS]}.zarr"
+
+
+def list_stores(folder: Path) -> list[StoreSummary]:
+    """The stores directly in ``folder``, by name; what is not parbake's is passed over.
+
+    Raises OSError where the folder cannot be read.
+    """
+    names = {child.name.removesuffix(_BAKING) for child in folder.iterdir() if child.is_dir()}
+    summaries = (_summary(folder / name) for name in sorted(names) if name)
+    return [summary for summary in summaries if summary is not None]
+
+
+def _summary(path: Path) -> StoreSummary | None:
+    bakes = unfinished_bakes(path)
+    furthest: Unfinished | None = max(bakes, key=lambda bake: bake.slabs_done, default=None)
+    slabs = (furthest.slabs_done, furthest.slabs) if furthest is not None else None
+    stored = _nbytes(path) + _nbytes(staging_root(path))
+    last_used = _last_used(path / ROOT)
+    producer = keys = samples = raw = None
+    try:
+        with _unread(path / ROOT), contextlib.closing(open_folder(path)) as opened_folder:
+            opened = open_metadata(opened_folder)
+        document = opened.document
+        producer, keys = str(document.keys.shared["producer"]), document.keys.digest[:DIGEST_DIGITS]
+        samples = document.samples
+        raw = samples * sum(field.layout.sample_nbytes for field in document.fields.values())
+        state = "edited" if opened.edited else "complete"
+    except DamagedStoreError:
+        state = "broken"
+    except (StoreNotFoundError, NotAStoreError):
+        if furthest is None:
+            return None
+        state = "unfinished"
+        producer, samples = furthest.plan.get("producer"), furthest.plan.get("samples")
+    return StoreSummary(path, producer, keys, samples, raw, stored, state, slabs, last_used)
+
+
+@contextlib.contextmanager
+def _unread(file: Path) -> Iterator[None]:
+    """Keeps a file's time of last use: to list a store is not to use it."""
+    try:
+        before = file.stat()
+    except OSError:
+        before = None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # replaced by a bake, or on a read-only disk
+            if before is not None and file.stat().st_atime_ns != before.st_atime_ns:
+                os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _last_used(file: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(file.stat().st_atime, UTC)
+    except OSError:
+        return None
+
+
+def _nbytes(folder: Path) -> int:
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # being replaced by a bake
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
