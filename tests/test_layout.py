@@ -16,7 +16,7 @@ from parbake.store.layout import Coord, Field, FieldLayout, check_schema, merged
 
 KIB, MIB = 1024, 1024**2
 
-shapes = st.lists(st.integers(1, 3000), max_size=3).map(tuple).filter(lambda s: np.prod(s, dtype=float) < 1e8)
+shapes = st.lists(st.integers(1, 3000), max_size=3).map(tuple).filter(lambda s: np.prod(s, dtype=float) < 6e7)
 dtypes = st.sampled_from(sorted(layout.DTYPES)).map(np.dtype)
 fields = st.builds(lambda s, d: Field(s, d, tuple("abd"[: len(s)])), shapes, dtypes).filter(
     lambda f: f.sample_nbytes <= layout.SAMPLE_NBYTES_MAX

@@ -203,6 +203,13 @@ def test_zarr_python_finds_all_metadata_consolidated(store: Store) -> None:
                 assert str(node.metadata) == str(group[name].metadata)  # as text, for NaN equals no NaN
 
 
+def without_checksums(file: bytes, chunks: int) -> bytes:
+    """A shard but for the CRCs that its header, its chunks and its index end in."""
+    index = np.frombuffer(file[-4 - 16 * chunks : -4], "<u8").reshape(-1, 2)
+    ends = sorted({64, len(file), *(int(sum(entry)) for entry in index if entry[1] != 2**64 - 1)})
+    return b"".join(file[start : end - 4] for start, end in zip([0, *ends[:-1]], ends, strict=True))
+
+
 def test_the_manifest_is_right_by_another_crc(store: Store) -> None:
     from google_crc32c import value
 
@@ -213,7 +220,8 @@ def test_the_manifest_is_right_by_another_crc(store: Store) -> None:
                 zip(manifest[name]["nbytes"][:], manifest[name]["crc32c"][:], strict=True)
             ):
                 file = store.path.joinpath(name, "c", str(shard), *["0"] * len(field.shape)).read_bytes()
-                assert (len(file), value(file)) == (nbytes, crc)
+                assert len(file) == nbytes
+                assert value(without_checksums(file, field.layout.chunks_per_shard)) == crc
             assert manifest[name]["nbytes"].shape == (field.layout.shard_count(SAMPLES),)
 
 

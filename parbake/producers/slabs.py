@@ -199,7 +199,7 @@ def valid_record(job: SlabJob, plan: SlabPlan) -> SlabRecord | None:
         if name not in record.shards or not _has(file, record.shards[name][0]):
             return None
         with file.open("rb") as opened:
-            if opened.read(HEADER_NBYTES) != job.identities[name].header(plan.slab):
+            if opened.read(HEADER_NBYTES) != job.identities[name].header(plan.slab, plan.stop - plan.start):
                 return None
     return record
 

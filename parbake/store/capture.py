@@ -368,7 +368,7 @@ def _add_definition(thing: Any, captured: Captured) -> None:
     bound = getattr(getattr(thing, "__code__", None), "co_freevars", ())  # captured by value
     rebound = found_source.rebound_globals(tree)  # state of the definition's own: told by what makes it
     if module is not None:
-        for state in sorted(rebound):
+        for state in sorted(rebound - written_only(tree)):
             made = found_source.assignments_of(module, state)
             _add_source(f"{found_source.module_name(module)}.{state}", made, captured)
     for used_name in sorted(found_source.global_names(tree) - written_only(tree) - rebound - set(bound)):

@@ -25,7 +25,7 @@ from parbake.store.layout import FieldLayout
 ALIGNMENT = 64
 HEADER_NBYTES = 64
 _MAGIC = b"parbake\x01"
-_HEADER = struct.Struct("<8s32sQ8s4xI")  # magic, bake digest, shard number, layout digest, crc32c
+_HEADER = struct.Struct("<8s32sQ8sII")  # magic, bake digest, shard number, layout digest, samples, crc32c
 _ABSENT = np.uint64(2**64 - 1)
 _ENTRY_NBYTES = 16
 
@@ -37,9 +37,9 @@ class ShardIdentity:
     bake_digest: bytes
     layout_digest: bytes
 
-    def header(self, shard: int) -> bytes:
-        """The 64 bytes at the start of shard number ``shard``."""
-        head = _HEADER.pack(_MAGIC, self.bake_digest, shard, self.layout_digest, 0)[:-CRC_NBYTES]
+    def header(self, shard: int, samples: int) -> bytes:
+        """The 64 bytes at the start of shard number ``shard``, which holds ``samples``."""
+        head = _HEADER.pack(_MAGIC, self.bake_digest, shard, self.layout_digest, samples, 0)[:-CRC_NBYTES]
         return head + crc32c(head).to_bytes(CRC_NBYTES, "little")
 
 
@@ -64,8 +64,10 @@ def pack_index(index: ChunkIndex) -> bytes:
     return body + crc32c(body).to_bytes(CRC_NBYTES, "little")
 
 
-def scan_shard(source: ByteSource, shard: int, chunks: int, identity: ShardIdentity) -> ChunkIndex:
-    """Where the chunks of a shard lie, after its header, index and bounds were checked.
+def scan_shard(
+    source: ByteSource, shard: int, samples: int, chunks: int, identity: ShardIdentity
+) -> ChunkIndex:
+    """Where the chunks of a shard of ``samples`` lie, after its header, index and bounds were checked.
 
     Raises CodecError.
     """
@@ -73,8 +75,8 @@ def scan_shard(source: ByteSource, shard: int, chunks: int, identity: ShardIdent
     if source.nbytes < HEADER_NBYTES + tail:
         raise CodecError(f"{source.nbytes} bytes are too few for a shard of {chunks} chunks")
     header = source.get(0, HEADER_NBYTES).tobytes()
-    if header != identity.header(shard):
-        raise CodecError(_header_fault(header, identity, shard))
+    if header != identity.header(shard, samples):
+        raise CodecError(_header_fault(header, identity, shard, samples))
     table = source.get(source.nbytes - tail, source.nbytes)
     found, stored = crc32c(table[:-CRC_NBYTES].data), int.from_bytes(table[-CRC_NBYTES:].tobytes(), "little")
     if found != stored:
@@ -93,12 +95,14 @@ def _masked(values: NDArray[np.uint64], absent: NDArray[np.bool_]) -> NDArray[np
     return np.where(absent, np.int64(MISSING), values.astype(np.int64))
 
 
-def _header_fault(header: bytes, identity: ShardIdentity, shard: int) -> str:
-    magic, bake, number, layout, crc = _HEADER.unpack(header)
+def _header_fault(header: bytes, identity: ShardIdentity, shard: int, samples: int) -> str:
+    magic, bake, number, layout, count, crc = _HEADER.unpack(header)
     if magic != _MAGIC or crc != crc32c(header[:-CRC_NBYTES]):
         return "the shard's header is damaged"
     if bake != identity.bake_digest:
         return "the shard belongs to another bake or field"
     if number != shard:
         return f"shard {number} lies where shard {shard} belongs"
-    return "the shard was written with another layout" if layout != identity.layout_digest else "bad header"
+    if layout != identity.layout_digest:
+        return "the shard was written with another layout"
+    return f"the shard holds {count} samples where {samples} belong"

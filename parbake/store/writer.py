@@ -321,7 +321,7 @@ class SlabWriter:
             if not field.is_scalar:
                 shard = start // field.layout.shard_samples
                 file = shard_file(name, len(field.shape), shard)
-                header = identities[name].header(shard)
+                header = identities[name].header(shard, stop - start)
                 writer = pipeline.open_shard(store, file, header, field.layout.chunks_per_shard)
                 self._assemblies[name] = ShardAssembly(pipeline, field, samples, writer)
 
@@ -369,7 +369,8 @@ def write_scalar_shard(
     """Write one shard of a scalar field, samples [k, *shape]; returns its size and CRC-32C."""
     layout = field.layout
     file = shard_file(field.name, len(field.shape), shard)
-    writer = ShardWriter(store, file, identity.header(shard), layout.chunks_per_shard)
+    header = identity.header(shard, len(samples))
+    writer = ShardWriter(store, file, header, layout.chunks_per_shard)
     try:
         for start in range(0, len(samples), layout.chunk_samples):
             part = samples[start : start + layout.chunk_samples]

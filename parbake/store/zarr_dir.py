@@ -466,9 +466,11 @@ def chunk_maps(opened: Opened, manifest: Callable[[str], Manifest]) -> dict[str,
 
     def one(field: StoredField) -> FieldMap:
         layout, identity = field.layout, opened.document.identity(field.name)
+        samples = opened.document.samples
 
         def scan(source: ByteSource, shard: int) -> ChunkIndex:
-            return scan_shard(source, shard, layout.chunks_per_shard, identity)
+            count = min(layout.shard_samples, samples - shard * layout.shard_samples)
+            return scan_shard(source, shard, count, layout.chunks_per_shard, identity)
 
         return FieldMap(
             layout=layout,
