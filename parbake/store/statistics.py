@@ -7,6 +7,7 @@ Merging by Chan, Golub and LeVeque, "Algorithms for computing the sample varianc
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 
 ROWS = ("count", "nonfinite", "min", "max", "mean", "m2")  # of finite values; m2: squared deviations
 _COUNT, _NONFINITE, _MIN, _MAX, _MEAN, _M2 = range(len(ROWS))
-_BLOCK = 16_384  # elements: float64 copies that stay in the second-level cache
+_ROW = 8_192
+_BLOCK = 8 * _ROW  # elements: float64 copies that stay in the second-level cache
+_own = threading.local()
 
 
 def columns_of(shape: tuple[int, ...], channel_axis: int | None) -> int:
@@ -45,27 +48,46 @@ def partial_of(samples: NDArray[Any], channel_axis: int | None) -> NDArray[np.fl
 
 @np.errstate(over="ignore", invalid="ignore")  # sums of huge values overflow; the summary then says None
 def _column(values: NDArray[Any]) -> NDArray[np.float64]:
-    """One column, in plain floats: arrays of six would cost more than the values themselves."""
-    scratch = np.empty(min(_BLOCK, len(values)))
-    count, nonfinite, low, high, mean, m2 = 0, 0, math.inf, -math.inf, 0.0, 0.0
+    """One column, in plain floats and few calls: each takes the interpreter's lock away from an encoder."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    nonfinite = 0
+    if not (math.isfinite(low) and math.isfinite(high)):
+        finite = values[np.isfinite(values)]
+        nonfinite, values = len(values) - len(finite), finite
+    if len(values) == 0:
+        return np.array([0, nonfinite, np.inf, -np.inf, 0, 0], np.float64)
+    if nonfinite:
+        low, high = float(values.min()), float(values.max())
+    # deviations from some value of about the right size: exact also far from zero, and one pass less
+    mean, m2, count = float(values[0]), 0.0, 0
+    if not math.isfinite(high - low):  # nothing that is squared here would be finite
+        return np.array([len(values), nonfinite, low, high, (values / len(values)).sum(), np.inf], np.float64)
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK]
-        wide = scratch[: len(block)]
-        np.copyto(wide, block)
-        block_low, block_high = float(wide.min()), float(wide.max())
-        if not (math.isfinite(block_low) and math.isfinite(block_high)):
-            wide = wide[np.isfinite(wide)]
-            nonfinite += len(block) - len(wide)
-            if len(wide) == 0:
-                continue
-            block_low, block_high = float(wide.min()), float(wide.max())
-        block_mean = float(wide.mean())
-        np.subtract(wide, block_mean, out=wide)
-        delta, total = block_mean - mean, count + len(wide)
-        mean += delta * len(wide) / total
-        m2 += float(np.dot(wide, wide)) + delta * delta * count * len(wide) / total
-        count, low, high = total, min(low, block_low), max(high, block_high)
+        deviation = _scratch()[: len(block)]
+        np.copyto(deviation, block)
+        np.subtract(deviation, mean, out=deviation)
+        shift = float(np.add.reduce(deviation)) / len(block)
+        squares = _sum_of_squares(deviation)
+        total = count + len(block)
+        m2 += max(squares - len(block) * shift * shift, 0.0) + shift * shift * count * len(block) / total
+        mean += shift * len(block) / total
+        count = total
     return np.array([count, nonfinite, low, high, mean, m2], np.float64)
+
+
+def _scratch() -> NDArray[np.float64]:
+    """This thread's own: a fresh array would cost more in page faults than all that is done with it."""
+    if not hasattr(_own, "scratch"):
+        _own.scratch = np.empty(_BLOCK)
+    found: NDArray[np.float64] = _own.scratch
+    return found
+
+
+def _sum_of_squares(values: NDArray[np.float64]) -> float:
+    whole = len(values) // _ROW * _ROW
+    rows = values[:whole].reshape(-1, _ROW)  # longer ones would start threads of the BLAS library's own
+    return float(np.vecdot(rows, rows).sum()) + float(np.vecdot(values[whole:], values[whole:]))
 
 
 @np.errstate(over="ignore", invalid="ignore")

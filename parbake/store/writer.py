@@ -35,7 +35,7 @@ from parbake.store.zarr_dir import shard_file, sync_folder
 
 _GROUP_NBYTES = 1024**2  # chunks encoded in one task: a task costs as much as a small chunk
 _IN_FLIGHT_NBYTES = 32 * 1024**2  # encoded, not yet written
-_WRITE_BUFFER_NBYTES = 4 * 1024**2  # whole huge pages: the page cache then keeps and maps them as such
+_BLOCK_NBYTES = 4 * 1024**2  # whole huge pages: the page cache then keeps and maps them as such
 
 
 def disk_is_full(error: BaseException | None) -> bool:
@@ -70,6 +70,44 @@ class ShardFile:
     statistics: NDArray[np.float64]
 
 
+class _BlockFile:
+    """A new file that is written in whole, aligned blocks, but for its end.
+
+    ``io.BufferedWriter`` writes whatever fits before its buffer is full, and a file so written is kept and
+    mapped in small pages: measured, random samples are copied out of its map a tenth slower.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = io.FileIO(path, "w")
+        self._block = memoryview(bytearray(_BLOCK_NBYTES))
+        self._filled = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
+        while len(rest):
+            count = min(len(rest), _BLOCK_NBYTES - self._filled)
+            self._block[self._filled : self._filled + count] = rest[:count]
+            self._filled += count
+            rest = rest[count:]
+            if self._filled == _BLOCK_NBYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        rest = self._block[: self._filled]
+        while len(rest):
+            rest = rest[self._file.write(rest) :]
+        self._filled = 0
+
+    def sync(self) -> None:
+        """Make all that was written durable."""
+        self._flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close, without what was not synced."""
+        self._file.close()
+
+
 class ShardWriter:
     """One shard file being written under a temporary name; not safe for several threads at once."""
 
@@ -77,7 +115,7 @@ class ShardWriter:
         self.path = store / name
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = io.BufferedWriter(io.FileIO(self._temporary, "w"), _WRITE_BUFFER_NBYTES)
+        self._file = _BlockFile(self._temporary)
         self._index = ChunkIndex.empty(chunks)
         self._written = 0
         self._chunk = 0
@@ -102,8 +140,7 @@ class ShardWriter:
         """Write the index, make the file durable under its own name."""
         index = pack_index(self._index)
         self._write(index[:-CRC_NBYTES], index[-CRC_NBYTES:])
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.sync()
         self._file.close()
         self._temporary.rename(self.path)
         sync_folder(self.path.parent)
@@ -111,7 +148,7 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Give up: write no more, and give the room back (an open file keeps it though removed)."""
-        self._file.raw.close()
+        self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 
