@@ -9,7 +9,7 @@ run parbake build sine-teacher --num-samples 256 -o demo.zarr
 run parbake build sine-teacher --validation -o demo-validation.zarr
 run parbake inspect demo.zarr
 run parbake check demo.zarr
-printf '\n$ parbake check demo.zarr sine-teacher --num-samples 256 --sample-rate 48000   # another recipe\n'
-parbake check demo.zarr sine-teacher --num-samples 256 --sample-rate 48000 || echo "(exit code $?)"
+printf '\n$ parbake check demo.zarr sine-teacher --num-samples 256 --db-max -6   # another recipe\n'
+parbake check demo.zarr sine-teacher --num-samples 256 --db-max -6 || echo "(exit code $?)"
 run parbake verify demo.zarr
 run python examples/train_student.py demo.zarr demo-validation.zarr

@@ -58,20 +58,22 @@ def _column(values: NDArray[Any]) -> NDArray[np.float64]:
         return np.array([0, nonfinite, np.inf, -np.inf, 0, 0], np.float64)
     if nonfinite:
         low, high = float(values.min()), float(values.max())
-    # deviations from some value of about the right size: exact also far from zero, and one pass less
-    mean, m2, count = float(values[0]), 0.0, 0
     if not math.isfinite(high - low):  # nothing that is squared here would be finite
         return np.array([len(values), nonfinite, low, high, (values / len(values)).sum(), np.inf], np.float64)
+    # deviations from a value of about the right size, so that squares far from zero stay exact
+    origin = 0.0 if max(-low, high) <= 1e3 * (high - low) else float(values[0])
+    mean, m2, count = origin, 0.0, 0
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK]
         deviation = _scratch()[: len(block)]
         np.copyto(deviation, block)
-        np.subtract(deviation, mean, out=deviation)
-        shift = float(np.add.reduce(deviation)) / len(block)
-        squares = _sum_of_squares(deviation)
-        total = count + len(block)
-        m2 += max(squares - len(block) * shift * shift, 0.0) + shift * shift * count * len(block) / total
-        mean += shift * len(block) / total
+        if origin:
+            np.subtract(deviation, origin, out=deviation)
+        offset = float(np.add.reduce(deviation)) / len(block)
+        delta, total = origin + offset - mean, count + len(block)
+        m2 += max(_sum_of_squares(deviation) - len(block) * offset * offset, 0.0)
+        m2 += delta * delta * count * len(block) / total
+        mean += delta * len(block) / total
         count = total
     return np.array([count, nonfinite, low, high, mean, m2], np.float64)
 

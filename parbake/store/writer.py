@@ -34,7 +34,7 @@ from parbake.store.shard import ALIGNMENT, ShardIdentity, pack_index
 from parbake.store.zarr_dir import shard_file, sync_folder
 
 _GROUP_NBYTES = 1024**2  # chunks encoded in one task: a task costs as much as a small chunk
-_IN_FLIGHT_NBYTES = 32 * 1024**2  # encoded, not yet written
+_IN_FLIGHT_NBYTES = 16 * 1024**2  # encoded, not yet written
 _BLOCK_NBYTES = 4 * 1024**2  # whole huge pages: the page cache then keeps and maps them as such
 
 
