@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _HOMES by a test
     from parbake.loaders.dataset import StoreDataset  # noqa: F401
-    from parbake.producers.bake import Progress, bake, repair  # noqa: F401
+    from parbake.producers.bake import bake, repair  # noqa: F401
     from parbake.producers.dry_run import DryRun, dry_run  # noqa: F401
     from parbake.producers.executors import process_pool  # noqa: F401
     from parbake.producers.function import from_function  # noqa: F401
+    from parbake.producers.reporting import Progress  # noqa: F401
     from parbake.store.keys import Change, Freshness, Keys, Producer  # noqa: F401
     from parbake.store.layout import Coord, Field  # noqa: F401
     from parbake.store.store import FieldArray, Store, open_store  # noqa: F401
@@ -20,7 +21,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "parbake.loaders.dataset": ("StoreDataset",),
-    "parbake.producers.bake": ("Progress", "bake", "repair"),
+    "parbake.producers.bake": ("bake", "repair"),
+    "parbake.producers.reporting": ("Progress",),
     "parbake.producers.dry_run": ("DryRun", "dry_run"),
     "parbake.producers.executors": ("process_pool",),
     "parbake.producers.function": ("from_function",),

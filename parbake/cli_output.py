@@ -17,8 +17,8 @@ from parbake import human
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from parbake.producers.bake import Progress
     from parbake.producers.dry_run import DryRun
+    from parbake.producers.reporting import Progress
     from parbake.store.cache import StoreSummary
     from parbake.store.keys import Freshness
     from parbake.store.publish import Unfinished

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from parbake.producers.bake import Progress
+    from parbake.producers.reporting import Progress
 
 LINE_EVERY_S = 5.0  # of the bake's own clock; a log file is not a screen
 

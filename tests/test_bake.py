@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from parbake.errors import NotReproducibleError, ProducerError, RecipeError, StaleStoreError
 from parbake.producers import bake as bake_module
-from parbake.producers.bake import Progress, bake, repair
+from parbake.producers import reporting
+from parbake.producers.bake import bake, repair
+from parbake.producers.reporting import Progress
 from parbake.store import publish
 from parbake.store.layout import Field
 from parbake.store.store import Store, open_store
@@ -454,7 +456,7 @@ def test_resumed_bake_keeps_its_beginning_and_its_batch_size(target: Path) -> No
 def test_progress_tells_what_this_bake_does(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bake(Loaf(20), target, progress=False).close()
     seconds = iter(range(10_000))  # each look at the clock a second later: nothing is left untold
-    monkeypatch.setattr(bake_module.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: float(next(seconds)))
     told: list[Progress] = []
     bake(Loaf(60), target, progress=told.append).close()
     assert [one.samples_total for one in told] == [40] * len(told)
@@ -485,7 +487,7 @@ def test_progress_that_raises_ends_the_bake_without_loss(
     target: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter(range(10_000))
-    monkeypatch.setattr(bake_module.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: float(next(seconds)))
 
     def report(progress: Progress) -> None:
         if progress.samples_done:

@@ -32,8 +32,9 @@ from bakery import (
 
 from parbake.errors import NoSpaceError, ProducerError, RecipeError, UnfinishedStoreError
 from parbake.producers import bake as bake_module
-from parbake.producers.bake import Progress, bake
+from parbake.producers.bake import bake
 from parbake.producers.executors import process_pool
+from parbake.producers.reporting import Progress
 from parbake.store import publish
 from parbake.store.store import open_store
 

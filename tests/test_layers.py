@@ -267,3 +267,16 @@ def test_import_parbake_loads_next_to_nothing() -> None:
 
 def test_what_is_left_out_is_seen_when_loaded() -> None:
     assert "torch" in loaded_by("import parbake; parbake.StoreDataset")
+
+
+def test_the_face_tells_type_checkers_what_it_gives() -> None:
+    """The imports under TYPE_CHECKING name what ``__getattr__`` finds, but for the errors."""
+    import parbake
+
+    tree = ast.parse(Path(parbake.__file__).read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {(n.module, a.name) for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    found = {(home, name) for name, home in parbake._HOME_OF.items() if home != "parbake.errors"}
+    assert told == found
+    for name in parbake.__all__:
+        assert getattr(parbake, name) is not None

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from parbake import human
-from parbake.producers.bake import Progress
+from parbake.producers.reporting import Progress
 from parbake.progress import ProgressBar, ProgressLines, default_progress
 
 

@@ -17,7 +17,8 @@ import zarr
 from bakery import SLAB, Loaf, assert_holds, calls, leftovers, memory_folder, shard_bytes, tiny_slabs
 
 from parbake.errors import DamagedStoreError, NotAStoreError, ParbakeError, ProducerError, RecipeError
-from parbake.producers.bake import Progress, bake, repair
+from parbake.producers.bake import bake, repair
+from parbake.producers.reporting import Progress
 from parbake.store import publish
 from parbake.store.store import open_store
 

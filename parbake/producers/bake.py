@@ -10,8 +10,7 @@ import pickle
 import secrets
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -23,7 +22,7 @@ from concurrent.futures import (
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,6 +38,7 @@ from parbake.errors import (
 )
 from parbake.producers.plan import Segment, SlabPlan, clipped, merge_segments, plan_slabs
 from parbake.producers.recipe import recipe_of
+from parbake.producers.reporting import Report, Reporter
 from parbake.producers.slabs import SlabJob, SlabRecord, bake_slab, valid_record
 from parbake.store import publish, statistics, zarr_dir
 from parbake.store.document import Manifest, StoredField, StoreDocument, shard_identity
@@ -52,34 +52,6 @@ from parbake.store.writer import Pipeline, disk_is_full, durable, sweep, write_s
 DEFAULT_BATCH_SIZE = 64
 DEFAULT_CODEC = "lz4"
 _TASKS_AHEAD = 32
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a bake is. ``samples_total``: those of this bake; samples that are kept do not count.
-
-    ``nbytes_written``: encoded; ``seconds``: since this call began; ``notice``: something to tell once.
-    """
-
-    what: str
-    samples_done: int
-    samples_total: int
-    nbytes_written: int
-    seconds: float
-    finished: bool = False
-    notice: str | None = None
-
-    @property
-    def samples_per_s(self) -> float | None:
-        return self.samples_done / self.seconds if self.samples_done and self.seconds > 0 else None
-
-    @property
-    def seconds_left(self) -> float | None:
-        rate = self.samples_per_s
-        return (self.samples_total - self.samples_done) / rate if rate else None
-
-
-Report: TypeAlias = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -176,10 +148,10 @@ def repair(
 @contextlib.contextmanager
 def _baking(
     path: str | os.PathLike[str], target: Path, progress: Report | Literal[False] | None
-) -> Iterator[_Reporter]:
+) -> Iterator[Reporter]:
     """The lock of a target, an interrupted swap of it completed, with the progress shown meanwhile."""
     with _shown(progress) as report, _full_disk_explained(target):
-        reporter = _Reporter(str(path), report)
+        reporter = Reporter(str(path), report)
         with publish.baking_lock(target, reporter.notice):
             publish.finish_swap(target)
             yield reporter
@@ -448,50 +420,7 @@ def _with_seed(producer: Producer, seed: int | None) -> Producer:
 # ---- baking
 
 
-class _Reporter:
-    """Counts what a bake has done and tells it on, at most ten times a second."""
-
-    def __init__(self, what: str, report: Report | None) -> None:
-        self._report = report
-        self._now = Progress(what, 0, 0, 0, 0.0)
-        self._began = time.monotonic()
-        self._told = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def begin(self, samples_total: int) -> None:
-        self._began = time.monotonic()
-        self._now = replace(self._now, samples_total=samples_total)
-        self._tell()
-
-    def produced(self, samples: int, nbytes_written: int) -> None:
-        """Some more samples are computed; ``nbytes_written`` by this bake until now."""
-        done = self._now.samples_done + samples
-        self._now = replace(self._now, samples_done=done, nbytes_written=nbytes_written)
-        if self.seconds - self._told > 0.1:
-            self._tell()
-
-    def written(self, nbytes: int) -> None:
-        self._now = replace(self._now, nbytes_written=nbytes)
-
-    def notice(self, text: str) -> None:
-        if self._report is not None:
-            self._report(replace(self._now, notice=text))
-
-    def finish(self) -> None:
-        self._now = replace(self._now, finished=True)
-        self._tell()
-
-    def _tell(self) -> None:
-        self._told = self.seconds
-        self._now = replace(self._now, seconds=self.seconds)
-        if self._report is not None:
-            self._report(self._now)
-
-
-def _run(job: _Job, reporter: _Reporter) -> None:
+def _run(job: _Job, reporter: Reporter) -> None:
     """Bake the slabs without a record, then publish."""
     staging = job.shared.staging
     sweep(staging.folder)
@@ -515,7 +444,7 @@ def _run(job: _Job, reporter: _Reporter) -> None:
     reporter.finish()
 
 
-def _bake_here(job: _Job, todo: Sequence[SlabPlan], reporter: _Reporter) -> None:
+def _bake_here(job: _Job, todo: Sequence[SlabPlan], reporter: Reporter) -> None:
     with Pipeline(job.layout.fields) as pipeline:
         for plan in todo:
             bake_slab(job.shared, plan, pipeline, lambda n: reporter.produced(n, pipeline.nbytes_written))
@@ -523,7 +452,7 @@ def _bake_here(job: _Job, todo: Sequence[SlabPlan], reporter: _Reporter) -> None
         reporter.written(pipeline.nbytes_written)
 
 
-def _bake_elsewhere(job: _Job, todo: Sequence[SlabPlan], executor: Executor, reporter: _Reporter) -> None:
+def _bake_elsewhere(job: _Job, todo: Sequence[SlabPlan], executor: Executor, reporter: Reporter) -> None:
     running: dict[Future[int], SlabPlan] = {}
     waiting = iter(todo)
     nbytes_written = 0
