@@ -309,27 +309,33 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 # ---- what it refers to
 
 
-def global_names(tree: ast.AST) -> set[str]:
-    """Names that a definition takes from its module: not those that its inner scopes bind."""
-    found: set[str] = set()
+def _symbol_tables(tree: ast.AST) -> Iterator[symtable.SymbolTable]:
+    """The symbol tables of a definition and of all scopes in it."""
     tables = [symtable.symtable(ast.unparse(tree), "<definition>", "exec")]
     while tables:
         table = tables.pop()
-        top = table.get_type() == "module"
-        found |= {s.get_name() for s in table.get_symbols() if s.is_referenced() and (s.is_global() or top)}
+        yield table
         tables += table.get_children()
-    return found
+
+
+def global_names(tree: ast.AST) -> set[str]:
+    """Names that a definition takes from its module: not those that its inner scopes bind."""
+    return {
+        symbol.get_name()
+        for table in _symbol_tables(tree)
+        for symbol in table.get_symbols()
+        if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module")
+    }
 
 
 def rebound_globals(tree: ast.AST) -> set[str]:
     """Global names that a definition gives values itself, as where it loads a model at its first call."""
-    found: set[str] = set()
-    tables = [symtable.symtable(ast.unparse(tree), "<definition>", "exec")]
-    while tables:
-        table = tables.pop()
-        found |= {s.get_name() for s in table.get_symbols() if s.is_declared_global() and s.is_assigned()}
-        tables += table.get_children()
-    return found
+    return {
+        symbol.get_name()
+        for table in _symbol_tables(tree)
+        for symbol in table.get_symbols()
+        if symbol.is_declared_global() and symbol.is_assigned()
+    }
 
 
 def assignments_of(module: types.ModuleType, name: str) -> ast.Module:

@@ -63,7 +63,7 @@ def durable(path: Path) -> Iterator[BinaryIO]:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A finished shard: its size, the CRC-32C of its checksums (see shard.py), its partial statistics."""
+    """A finished shard: its size, its checksum (see shard.py), its partial statistics."""
 
     nbytes: int
     crc32c: int
