@@ -38,6 +38,7 @@ def tiny_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SCALAR_SHARD_SAMPLES", 32)
     monkeypatch.setattr(layout, "SLAB_SAMPLES_MAX", 16)
     monkeypatch.setattr(bake_module, "producer_keys", _remembered_keys)
+    monkeypatch.setattr(bake_module, "_git_commit", lambda: None)  # a process a bake
 
 
 def _remembered_keys(producer: Producer, *, rehash: bool = False) -> tuple[Keys, dict[str, Field]]:
@@ -50,6 +51,12 @@ def _remembered_keys(producer: Producer, *, rehash: bool = False) -> tuple[Keys,
 @functools.cache
 def _keys(seed: int, gain: int, only: tuple[str, ...]) -> tuple[Keys, dict[str, Field]]:
     return producer_keys(Loaf(seed=seed, gain=gain, only=only))
+
+
+def undisturbed(folder: Path, loaf: Loaf) -> dict[str, bytes]:
+    """The bytes of the shards that baking ``loaf`` gives when nothing happens."""
+    with bake_module.bake(loaf, folder / "undisturbed.zarr", progress=False) as store:
+        return shard_bytes(store.path)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from parbake.store.store import Store, open_store
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_slabs(monkeypatch)
-    monkeypatch.setattr(bake_module, "_git_commit", lambda: None)
 
 
 @pytest.fixture
@@ -475,6 +474,24 @@ def test_progress_tells_what_this_bake_does(target: Path, monkeypatch: pytest.Mo
     told.clear()
     bake(Loaf(60), target, progress=told.append).close()
     assert told == []
+
+
+def test_a_slow_batch_is_told_once_with_what_a_kill_loses(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notices: list[str] = []
+
+    def report(progress: Progress) -> None:
+        if progress.notice:
+            notices.append(progress.notice)
+
+    bake(Loaf(20), target, batch_size=1, progress=report).close()
+    monkeypatch.setattr(bake_module, "SLOW_BATCH_S", 0.0)
+    bake(Loaf(40), target, batch_size=1, progress=report).close()  # nothing narrower to advise
+    assert notices == []
+    bake(Loaf(60), target, batch_size=3, progress=report).close()
+    assert [text.split(" took")[0] for text in notices] == ["2 samples"]  # 40 and 41 end a batch of the grid
+    assert "--batch-size" in notices[0]
 
 
 def test_no_progress_is_silent(target: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -28,10 +28,10 @@ from bakery import (
     shard_bytes,
     start_child,
     tiny_slabs,
+    undisturbed,
 )
 
 from parbake.errors import NoSpaceError, ProducerError, RecipeError, UnfinishedStoreError
-from parbake.producers import bake as bake_module
 from parbake.producers.bake import bake
 from parbake.producers.executors import process_pool
 from parbake.producers.reporting import Progress
@@ -42,18 +42,12 @@ from parbake.store.store import open_store
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_slabs(monkeypatch)
-    monkeypatch.setattr(bake_module, "_git_commit", lambda: None)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     with memory_folder(tmp_path) as folder:
         yield folder
-
-
-def undisturbed(folder: Path, loaf: Loaf) -> dict[str, bytes]:
-    with bake(loaf, folder / "undisturbed.zarr", progress=False) as store:
-        return shard_bytes(store.path)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from bakery import (
     shard_bytes,
     start_child,
     tiny_slabs,
+    undisturbed,
 )
 
 from parbake.errors import (
@@ -56,7 +57,6 @@ SMALL = ("wave", "f0")  # fewer files, so fewer moments to die at
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tiny_slabs(monkeypatch)
-    monkeypatch.setattr(bake_module, "_git_commit", lambda: None)  # a process a bake
     faulthandler.dump_traceback_later(300, exit=True)  # a deadlock shows where
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -66,11 +66,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def folder(tmp_path: Path) -> Iterator[Path]:
     with memory_folder(tmp_path) as folder:
         yield folder
-
-
-def undisturbed(folder: Path, loaf: Loaf) -> dict[str, bytes]:
-    with bake(loaf, folder / "undisturbed.zarr", progress=False) as store:
-        return shard_bytes(store.path)
 
 
 def temporary_files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ PACKAGE = Path(parbake.__file__).parent
 
 # Within the store a module imports from lines above its own only, so that there is no way round.
 STORE = """
-source files layout statistics
+source files durable layout statistics
 codecs capture
 chunkmap keys
 shard

@@ -124,6 +124,31 @@ def test_noise_on_a_huge_offset_keeps_its_deviation(offset: float, parts: int) -
     assert found["std"] == pytest.approx((values - offset).std(), rel=tolerance)
 
 
+@pytest.mark.parametrize("count", [8_192, 20_001])
+@pytest.mark.parametrize(
+    "kind", ["noise", "tone", "offset", "outlier", "two values", "tiny", "huge", "constant", "one-sided"]
+)
+def test_float32_sums_are_as_good_as_float64_ones(kind: str, count: int) -> None:
+    noise = np.random.default_rng(3).normal(size=count)
+    values = {
+        "noise": noise,
+        "tone": np.sin(np.arange(count) / 7),
+        "offset": 1e4 + noise,
+        "outlier": np.where(np.arange(count) == 5, 0.0, 1 + 1e-5 * noise),
+        "two values": np.where(noise > 0, 0.1, 0.0),
+        "tiny": 1e-30 * noise,
+        "huge": 1e30 * noise,
+        "constant": np.full(count, 0.1),
+        "one-sided": np.abs(noise),
+    }[kind].astype(np.float32)
+    wide = values.astype(np.float64)
+    found = summary(partial_of(values.reshape(-1, 1), None))
+    assert found is not None
+    rms = np.sqrt((wide**2).mean())
+    assert found["mean"] == pytest.approx(wide.mean(), abs=1e-7 * rms)
+    assert found["std"] == pytest.approx(wide.std(), rel=1e-6, abs=1e-12 * rms)
+
+
 def test_blocks_of_one_array_count_like_one(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(2).normal(3.0, 2.0, (103, 5))
     values[17] = np.nan  # a block without any finite value

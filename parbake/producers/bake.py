@@ -10,6 +10,7 @@ import pickle
 import secrets
 import socket
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -42,15 +43,17 @@ from parbake.producers.reporting import Report, Reporter
 from parbake.producers.slabs import SlabJob, SlabRecord, bake_slab, valid_record
 from parbake.store import publish, statistics, zarr_dir
 from parbake.store.document import Manifest, StoredField, StoreDocument, shard_identity
+from parbake.store.durable import sweep, write_durably
 from parbake.store.keys import JSON, Keys, Producer, canonical, compare, digest, producer_keys, without_source
 from parbake.store.layout import Field, Layout, merged_coords, plan_layout
 from parbake.store.publish import Staging
 from parbake.store.store import Store, open_store
 from parbake.store.verify import Damage
-from parbake.store.writer import Pipeline, disk_is_full, durable, sweep, write_scalar_shard
+from parbake.store.writer import Pipeline, disk_is_full, write_scalar_shard
 
 DEFAULT_BATCH_SIZE = 64
 DEFAULT_CODEC = "lz4"
+SLOW_BATCH_S = 30.0  # a batch is what a kill loses
 _TASKS_AHEAD = 32
 
 
@@ -372,8 +375,7 @@ def _staged(
         "began": recorded.get("began") or _now(),
     }
     staging.folder.mkdir(parents=True, exist_ok=True)
-    with durable(staging.plan) as file:
-        file.write(canonical(plan).encode())
+    write_durably(staging.plan, canonical(plan).encode())
     fields = {
         name: StoredField.of(name, field, layout.fields[name]) for name, field in request.schema.items()
     }
@@ -445,9 +447,22 @@ def _run(job: _Job, reporter: Reporter) -> None:
 
 
 def _bake_here(job: _Job, todo: Sequence[SlabPlan], reporter: Reporter) -> None:
+    began, told = time.monotonic(), False
+
+    def produced(samples: int) -> None:
+        nonlocal began, told
+        reporter.produced(samples, pipeline.nbytes_written)
+        seconds, began = time.monotonic() - began, time.monotonic()
+        if seconds > SLOW_BATCH_S and samples > 1 and not told:
+            told = True
+            reporter.notice(
+                f"{samples} samples took {seconds:.0f} s, and a kill loses as many: a smaller batch "
+                "(--batch-size, or batch_size of the producer) loses less"
+            )
+
     with Pipeline(job.layout.fields) as pipeline:
         for plan in todo:
-            bake_slab(job.shared, plan, pipeline, lambda n: reporter.produced(n, pipeline.nbytes_written))
+            bake_slab(job.shared, plan, pipeline, produced)
         pipeline.drain()
         reporter.written(pipeline.nbytes_written)
 
@@ -506,7 +521,7 @@ def _note_seconds(staging: Staging, seconds: float) -> None:
     plan = _recorded_plan(staging)
     if plan:
         plan["seconds"] += seconds
-        zarr_dir.write_durably(staging.plan, canonical(plan).encode())
+        write_durably(staging.plan, canonical(plan).encode())
 
 
 # ---- publishing

@@ -26,12 +26,13 @@ from parbake.producers.batches import Batch, produce_batch, producing
 from parbake.producers.plan import Segment, SlabPlan, Step, steps
 from parbake.store import statistics
 from parbake.store.document import StoredField
+from parbake.store.durable import durable, sync_folder, write_durably
 from parbake.store.keys import JSON, Producer, canonical
 from parbake.store.publish import Staging
 from parbake.store.shard import HEADER_NBYTES, ShardIdentity
 from parbake.store.store import Store
-from parbake.store.writer import Pipeline, ShardFile, SlabBuffer, SlabWriter, durable
-from parbake.store.zarr_dir import shard_file, sync_folder, write_durably
+from parbake.store.writer import Pipeline, ShardFile, SlabBuffer, SlabWriter
+from parbake.store.zarr_dir import shard_file
 
 SPOOL_AFTER_S = 20.0  # a kill loses at most this and one batch
 _VERSIONED = ("torch", "scipy")  # beside what every bake uses

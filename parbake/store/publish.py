@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from parbake.errors import NotAStoreError, RecipeError, UnfinishedStoreError
+from parbake.store.durable import sync_folder, write_durably
 from parbake.store.keys import canonical
-from parbake.store.zarr_dir import ROOT, sync_folder, write_durably
+from parbake.store.zarr_dir import ROOT
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

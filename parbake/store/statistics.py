@@ -18,6 +18,8 @@ ROWS = ("count", "nonfinite", "min", "max", "mean", "m2")  # of finite values; m
 _COUNT, _NONFINITE, _MIN, _MAX, _MEAN, _M2 = range(len(ROWS))
 _ROW = 8_192
 _BLOCK = 8 * _ROW  # elements: float64 copies that stay in the second-level cache
+_SHORT_ROW = 512  # elements: few enough for sums in float32: relative errors below 2e-6, usually 1e-9
+_KEPT = 0.1  # of a sum of squares that must be left of it less the mean's part, for float32 to do
 _own = threading.local()
 
 
@@ -60,6 +62,11 @@ def _column(values: NDArray[Any]) -> NDArray[np.float64]:
         low, high = float(values.min()), float(values.max())
     if not math.isfinite(high - low):  # nothing that is squared here would be finite
         return np.array([len(values), nonfinite, low, high, (values / len(values)).sum(), np.inf], np.float64)
+    if (sums := _float32_sums(values, max(-low, high))) is not None:
+        total, squares = sums
+        mean = total / len(values)
+        if (m2 := squares - total * mean) >= _KEPT * squares:
+            return np.array([len(values), nonfinite, low, high, mean, m2], np.float64)
     # deviations from a value of about the right size, so that squares far from zero stay exact
     origin = 0.0 if max(-low, high) <= 1e3 * (high - low) else float(values[0])
     mean, m2, count = origin, 0.0, 0
@@ -76,6 +83,20 @@ def _column(values: NDArray[Any]) -> NDArray[np.float64]:
         mean += delta * len(block) / total
         count = total
     return np.array([count, nonfinite, low, high, mean, m2], np.float64)
+
+
+def _float32_sums(values: NDArray[Any], largest: float) -> tuple[float, float] | None:
+    """Sum and sum of squares of float32 values, without a copy of them; None where that would not do.
+
+    Short rows are summed in float32 and the rows in float64: half the time of a float64 copy.
+    """
+    if values.dtype != np.dtype("=f4") or len(values) < _ROW or not 1e-12 < largest < 1e15:
+        return None
+    whole = len(values) // _SHORT_ROW * _SHORT_ROW
+    rows, rest = values[:whole].reshape(-1, _SHORT_ROW), values[whole:].astype(np.float64)
+    total = np.add.reduce(np.vecdot(rows, np.ones(_SHORT_ROW, np.float32)), dtype=np.float64)
+    squares = np.add.reduce(np.vecdot(rows, rows), dtype=np.float64)
+    return float(total) + float(rest.sum()), float(squares) + float(np.vecdot(rest, rest))
 
 
 def _scratch() -> NDArray[np.float64]:

@@ -7,18 +7,17 @@ that the producer goes on meanwhile. The two buffers bound the memory.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from crc32c import crc32c
@@ -29,9 +28,10 @@ from parbake.store import statistics
 from parbake.store.chunkmap import ChunkIndex
 from parbake.store.codecs import CRC_NBYTES, Chain, chain_of
 from parbake.store.document import StoredField
+from parbake.store.durable import sync_folder, temporary_name
 from parbake.store.layout import FieldLayout
 from parbake.store.shard import ALIGNMENT, ShardIdentity, pack_index
-from parbake.store.zarr_dir import shard_file, sync_folder
+from parbake.store.zarr_dir import shard_file
 
 _GROUP_NBYTES = 1024**2  # chunks encoded in one task: a task costs as much as a small chunk
 _IN_FLIGHT_NBYTES = 16 * 1024**2  # encoded, not yet written
@@ -43,22 +43,6 @@ def disk_is_full(error: BaseException | None) -> bool:
     return isinstance(error, NoSpaceError) or (
         isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     )
-
-
-@contextlib.contextmanager
-def durable(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes its name, synced, once all is written; on a fault it is removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 @dataclass(frozen=True)
@@ -113,7 +97,7 @@ class ShardWriter:
 
     def __init__(self, store: Path, name: str, header: bytes, chunks: int) -> None:
         self.path = store / name
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+        self._temporary = temporary_name(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = _BlockFile(self._temporary)
         self._index = ChunkIndex.empty(chunks)
@@ -424,9 +408,3 @@ def write_scalar_shard(
 def _fill(dtype: np.dtype[Any]) -> float | int:
     """Zarr's fill value, as numbers."""
     return np.nan if dtype.kind in "fc" else 0
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that a bake left below a folder when it was killed or failed."""
-    for temporary in folder.rglob(".*.tmp"):
-        temporary.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from parbake.errors import DamagedStoreError, NotAStoreError, StoreNotFoundError
 from parbake.store.chunkmap import ByteSource, ChunkIndex, FieldMap
 from parbake.store.codecs import CRC_NBYTES, Chain, CodecError, chain_of, check_crc
 from parbake.store.document import Manifest, StoredField, StoreDocument
+from parbake.store.durable import write_durably
 from parbake.store.keys import JSON, Keys, canonical, digest
 from parbake.store.layout import (
     CODECS,
@@ -82,26 +83,6 @@ def write_metadata(folder: Path, document: StoreDocument, manifests: Mapping[str
 
 def _text(document: Mapping[str, Any]) -> bytes:
     return canonical(document).encode()
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, rename it, sync its folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _group(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""What the README shows runs as it stands there, in one folder and from top to bottom."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from parbake.cli import main
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+TASK = ["sine-teacher", "--duration", "0.02"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(*args: str) -> str:
+    result = CliRunner().invoke(main, args, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a train.zarr as the README bakes it, but small."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    run("build", *TASK, "--num-samples", "100", "-o", "train.zarr")
+    return tmp_path
+
+
+def test_python_of_the_readme_runs(folder: Path) -> None:
+    code = blocks("python")
+    assert len(code) >= 4
+    (folder / "parbake_readme.py").write_text("\n".join(code))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # four workers, fewer cores
+        names = vars(importlib.import_module("parbake_readme"))
+    assert {"train", "store", "Waves"} <= names.keys()
+
+
+def test_class_of_the_readme_bakes_from_the_command_line(folder: Path) -> None:
+    (folder / "simulations.py").write_text(next(code for code in blocks("python") if "class Waves" in code))
+    run("build", "simulations:Waves", "--speed", "2", "-o", "waves.zarr")
+    assert run("check", "waves.zarr", "simulations:Waves", "--speed", "2").strip() == "fresh"
+
+
+def test_recipe_of_the_readme_is_one(folder: Path) -> None:
+    from parbake.producers.recipe import load_recipe, make_producer, producer_class
+
+    (folder / "recipe.yaml").write_text(blocks("yaml")[0])
+    recipe = load_recipe("recipe.yaml")
+    params = {name: value for name, value in recipe.params.items() if name not in ("teacher", "sample_rate")}
+    assert len(make_producer(producer_class(recipe.producer), params)) == 50_000
