@@ -111,7 +111,8 @@ def _fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
         hints = typing.get_type_hints(cls)  # without Annotated's extras
     except Exception as error:  # whatever the user's annotations raise when evaluated
         raise RecipeError(f"{cls.__name__}: its annotations cannot be evaluated: {error}") from error
-    return [(f, _without_none(hints[f.name])) for f in dataclasses.fields(cls) if f.init]
+    shown = [f for f in dataclasses.fields(cls) if f.init and f.metadata.get("option", True)]
+    return [(f, _without_none(hints[f.name])) for f in shown]
 
 
 def _without_none(hint: Any) -> Any:
@@ -148,6 +149,8 @@ def _option(field: dataclasses.Field[Any], hint: Any, params: Mapping[str, Any])
     is_path = Path in (hint, element)
     metavar = _NUMBERS.get(element or hint) or ("PATH" if is_path else "TEXT")
     several = element is not None
+    if several and element not in _NUMBERS:
+        help_text = f"{help_text or ''} May be given several times.".strip()
     return click.Option(
         [f"--{name}", field.name],
         type=click.Path() if is_path else str,
@@ -211,9 +214,10 @@ def recorded_recipe(store: Store) -> Mapping[str, Any] | None:
 
     What a store says never imports code: any other producer must be named.
     """
-    from parbake.producers.recipe import BUILTIN_PRODUCERS
+    from parbake.producers.recipe import BUILTIN_PRODUCERS, RUN_NAMED_CODE
 
     recorded = store.provenance.get("recipe")
-    if not isinstance(recorded, Mapping) or recorded.get("producer") not in list(BUILTIN_PRODUCERS):
+    known = [name for name in BUILTIN_PRODUCERS if name not in RUN_NAMED_CODE]
+    if not isinstance(recorded, Mapping) or recorded.get("producer") not in known:
         return None
     return {"producer": recorded["producer"], "params": dict(recorded.get("params") or {})}

@@ -206,13 +206,13 @@ def test_a_class_in_the_current_folder_is_found_and_made_again_from_its_recipe(f
     [
         ("sine-teachr", "unknown producer 'sine-teachr' (did you mean 'sine-teacher'?)"),
         ("sine_teacher", "unknown producer 'sine_teacher' (did you mean 'sine-teacher'?)"),
-        ("zzz", "unknown producer 'zzz' (there is sine-teacher)"),
+        ("zzz", "unknown producer 'zzz' (there is sine-teacher, teacher)"),
         ("../x:Y", "'../x:Y': '../x' is not a module's name"),
         ("no_such_module:Y", "no_such_module:Y: no module 'no_such_module' in "),
         ("broken:Y", "broken:Y: importing broken failed: ValueError: two lines"),
         ("leaves:Y", "leaves:Y: importing leaves failed: SystemExit: 3"),
         ("needs:Y", "needs:Y: importing needs failed: No module named 'no_such_thing'"),
-        ("whole:Prodcer", "whole:Prodcer: whole has no class 'Prodcer' (did you mean 'Producer'?)"),
+        ("whole:Prodcer", "whole:Prodcer: whole has no 'Prodcer' (did you mean 'Producer'?)"),
         ("whole:function", "whole:function: function is a function, not a class"),
         (
             "whole:Producer",

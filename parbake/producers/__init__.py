@@ -1,0 +1,20 @@
+"""Producers that parbake brings along, each imported when it is first asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parbake.producers.sine import SineTeacher
+    from parbake.producers.teacher import Teacher
+
+_HOME_OF = {"SineTeacher": "parbake.producers.sine", "Teacher": "parbake.producers.teacher"}
+
+__all__ = ["SineTeacher", "Teacher"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'parbake.producers' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)

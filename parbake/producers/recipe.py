@@ -24,7 +24,11 @@ from parbake.store.keys import Producer
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-BUILTIN_PRODUCERS: Mapping[str, str] = {"sine-teacher": "parbake.producers.sine:SineTeacher"}
+BUILTIN_PRODUCERS: Mapping[str, str] = {
+    "sine-teacher": "parbake.producers.sine:SineTeacher",
+    "teacher": "parbake.producers.teacher:Teacher",
+}
+RUN_NAMED_CODE = frozenset({"teacher"})  # whose parameters name code: never made from what a store says
 
 _METHODS = ("schema", "invalidation_keys", "__len__", "produce")
 _SHOWN_CHARS = 60
@@ -102,17 +106,12 @@ def producer_class(spec: str) -> type:
     ``module:Class`` runs the module's code: pass what the user typed, never what a store's metadata
     says. Raises RecipeError, also for whatever the module raises (chained).
     """
-    module_name, colon, class_name = BUILTIN_PRODUCERS.get(spec, spec).partition(":")
-    if not colon:
+    if spec not in BUILTIN_PRODUCERS and ":" not in spec:
         raise RecipeError(
             f"unknown producer {spec!r}{_nearest(spec, BUILTIN_PRODUCERS)}; your own is named module:Class"
         )
-    found: Any = _imported(module_name, spec)
-    for part in class_name.split("."):
-        names = [n for n, v in vars(found).items() if isinstance(v, type) and v.__module__ == module_name]
-        if not hasattr(found, part):
-            raise RecipeError(f"{spec}: {module_name} has no class {class_name!r}{_nearest(part, names)}")
-        found = getattr(found, part)
+    found = named_object(BUILTIN_PRODUCERS.get(spec, spec))
+    class_name = spec.partition(":")[2]
     if not isinstance(found, type):
         raise RecipeError(f"{spec}: {class_name} is a {type(found).__name__}, not a class")
     if missing := [name for name in _METHODS if not hasattr(found, name)]:
@@ -120,10 +119,26 @@ def producer_class(spec: str) -> type:
     return found
 
 
+def named_object(spec: str) -> Any:
+    """What ``module:name`` names; the current folder is importable.
+
+    Runs the module's code: pass what the user typed, never what a store's metadata says. Raises
+    RecipeError, also for whatever the module raises (chained).
+    """
+    module_name, _, qualname = spec.partition(":")
+    found: Any = _imported(module_name, spec)
+    for part in qualname.split("."):
+        if not hasattr(found, part):
+            here = [n for n, v in vars(found).items() if getattr(v, "__module__", None) == module_name]
+            raise RecipeError(f"{spec}: {module_name} has no {qualname!r}{_nearest(part, here)}")
+        found = getattr(found, part)
+    return found
+
+
 def _imported(module_name: str, spec: str) -> types.ModuleType:
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise RecipeError(f"{spec!r}: {module_name!r} is not a module's name; write module:Class")
-    if (folder := str(Path.cwd())) not in sys.path and spec not in BUILTIN_PRODUCERS:
+    if (folder := str(Path.cwd())) not in sys.path and spec not in BUILTIN_PRODUCERS.values():
         sys.path.insert(0, folder)  # stays there: spawned pool workers inherit it
     try:
         return importlib.import_module(module_name)

@@ -1,0 +1,141 @@
+"""Inputs of a network: items of a dataset, or drawn by index, gathered into batches of named parts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from parbake.errors import ProducerError, RecipeError
+from parbake.producers.recipe import named_object
+
+_PARTS_MAX = 1000
+_STREAM = 2  # number of the random stream; sine tones have others
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where items come from. ``item(index)`` gives one; ``items`` several at once where that is faster.
+
+    ``length``: of a dataset, None for a function, which gives any number of samples.
+    """
+
+    item: Callable[[int], Any]
+    items: Callable[[list[int]], Sequence[Any]] | None
+    length: int | None
+
+    def fetch(self, start: int, stop: int) -> tuple[list[Any], dict[int, Exception]]:
+        """Items [start, stop), and what was raised for those that failed (None in their place)."""
+        if self.items is not None:
+            try:
+                found = list(self.items(list(range(start, stop))))
+                if len(found) == stop - start:
+                    return found, {}
+            except Exception:
+                pass  # one by one, to see which it is
+        items: list[Any] = []
+        errors: dict[int, Exception] = {}
+        for index in range(start, stop):
+            try:
+                items.append(self.item(index))
+            except Exception as error:  # whatever the user's code raises
+                items.append(None)
+                errors[index] = error
+        return items, errors
+
+
+def inputs_object(inputs: Any) -> Any:
+    """The dataset or function itself, where ``inputs`` may be ``module:name`` of it or of a factory."""
+    if not isinstance(inputs, str):
+        return inputs
+    if ":" not in inputs:
+        raise RecipeError(f"teacher: inputs: {inputs!r} is not module:name of a dataset or a function")
+    found = named_object(inputs)
+    if isinstance(found, type) or (callable(found) and not _is_dataset(found) and _positional(found) == 0):
+        try:
+            found = found()
+        except Exception as error:  # whatever the user's code raises
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RecipeError(f"teacher: inputs: {inputs}() failed: {text}") from error
+    return found
+
+
+def source_of(inputs: Any, seed: int | str) -> Source:
+    """The source of a map-style dataset, or of ``inputs(index, rng)``. Raises RecipeError."""
+    if _is_dataset(inputs):
+        length = len(inputs) if hasattr(inputs, "__len__") else None
+        return Source(inputs.__getitem__, getattr(inputs, "__getitems__", None), length)
+    if not callable(inputs) or _positional(inputs) != 2:
+        raise RecipeError(
+            f"teacher: inputs: {_name_of(inputs)} is neither a map-style dataset (__getitem__, __len__) nor "
+            "a function of (index, rng)"
+        )
+    if not isinstance(seed, int):
+        raise RecipeError(f"teacher: seed: {seed!r} is drawn by the bake; give a number outside one")
+    return Source(lambda index: inputs(index, generator(seed, index)), None, None)
+
+
+def detached(inputs: Any) -> Any:
+    """A dataset to read from: a copy of it and of the datasets within, down to what they hold.
+
+    Many keep open files or a cache from the first item on, which the keys of the original must not see.
+    """
+    if type(inputs) is dict:
+        return dict(inputs)
+    if type(inputs) in (list, tuple):  # of datasets, as to be concatenated; not of a million file names
+        return type(inputs)(map(detached, inputs)) if len(inputs) <= _PARTS_MAX else inputs
+    if not _is_dataset(inputs) or not hasattr(inputs, "__dict__") or hasattr(inputs, "dtype"):
+        return inputs
+    found = copy.copy(inputs)
+    for name, value in vars(inputs).items():
+        if _is_dataset(value) and (inner := detached(value)) is not value:
+            object.__setattr__(found, name, inner)
+    return found
+
+
+def generator(seed: int, index: int) -> np.random.Generator:
+    """The random numbers of one sample: Philox under the key (seed, stream), its counter at the sample."""
+    key = np.array([seed, _STREAM], np.uint64)
+    counter = np.array([0, 0, 0, index], np.uint64)  # the lower words count what one sample draws
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def is_drawn(inputs: Any) -> bool:
+    """Whether items are drawn with random numbers, so that the seed counts."""
+    return not _is_dataset(inputs)
+
+
+def named_parts(item: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The parts of an item or batch by name: of a dict its own, of a tuple or single value ``names``."""
+    if isinstance(item, Mapping):
+        return dict(item)
+    parts = item if isinstance(item, tuple | list) else (item,)
+    if names and len(names) != len(parts):
+        raise ProducerError(
+            f"teacher: input_names: {len(names)} names ({', '.join(names)}) for items of {len(parts)} parts"
+        )
+    default = ["x"] if len(parts) == 1 else [f"x{i}" for i in range(len(parts))]
+    return dict(zip(names or default, parts, strict=True))
+
+
+def _is_dataset(inputs: Any) -> bool:
+    return hasattr(inputs, "__getitem__") and not isinstance(inputs, type)
+
+
+def _positional(function: Any) -> int:
+    """How many positional arguments a function needs or takes without a default."""
+    import inspect
+
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return -1
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds and p.default is p.empty for p in parameters)
+
+
+def _name_of(value: Any) -> str:
+    return str(getattr(value, "__name__", type(value).__name__))

@@ -1,0 +1,221 @@
+"""Networks by name, from archives and as objects: brought to a device and called without gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from parbake.errors import RecipeError, TeacherFileError
+from parbake.producers.recipe import named_object
+from parbake.store.files import file_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+_SCRIPTED = (".pt", ".pth", ".ts", ".torchscript")
+_EXPORTED = (".pt2",)
+_WRAPPED = "state_dict"  # the key under which training frameworks keep the weights in a checkpoint
+
+
+def archive_path(model: Any) -> Path | None:
+    """The file where ``model`` is the path of a TorchScript file or a torch.export archive, else None."""
+    if not isinstance(model, str | Path) or (isinstance(model, str) and ":" in model):
+        return None
+    path = Path(model)
+    if path.suffix not in _SCRIPTED + _EXPORTED:
+        raise _refused(
+            f"model: {str(model)!r} is neither module:factory nor a file of TorchScript "
+            f"({', '.join(_SCRIPTED)}) or torch.export ({', '.join(_EXPORTED)})"
+        )
+    return path
+
+
+def made_network(model: Any, weights: Path | None) -> Callable[..., Any]:
+    """The network that a recipe names, on the CPU or where it was made, in eval mode; made anew.
+
+    ``model``: an archive, ``module:factory`` (a function or class without arguments, or the network
+    itself), a torch module, or any callable. ``weights``: a state_dict that ``torch.save`` wrote, read
+    with ``weights_only=True``. Raises RecipeError, TeacherFileError.
+    """
+    if (path := archive_path(model)) is not None:
+        if weights is not None:
+            raise _refused(f"weights: {path.name} brings its own; leave the option out")
+        return _from_archive(path)
+    if isinstance(model, str):
+        return _made(model, weights)
+    if not callable(model):
+        raise _refused(f"model: {type(model).__name__} is not a network: it cannot be called")
+    if weights is not None:
+        raise _refused("weights: goes with module:factory; load them into the model yourself")
+    if _is_module(model) and model.training:
+        raise _refused("model: in training mode (dropout, batch norm); call model.eval() first")
+    network: Callable[..., Any] = model
+    return network
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """``plain``: as it was made, which the keys are taken from. ``run``: what is called, on the device.
+
+    They are two objects for a torch module: many keep something from one call to the next.
+    """
+
+    plain: Callable[..., Any]
+    run: Callable[..., Any]
+
+
+def placed(network: Callable[..., Any], device: str, compiled: bool) -> Network:
+    """``network`` copied to ``device``, and compiled on its first call where that is asked for."""
+    import torch
+
+    run = network
+    if isinstance(network, torch.nn.Module):
+        with contextlib.suppress(RuntimeError, TypeError):  # what cannot be copied runs as it is
+            run = copy.deepcopy(network)
+        run = cast(torch.nn.Module, run).to(device)
+    return Network(network, torch.compile(run) if compiled else run)
+
+
+@functools.lru_cache(maxsize=2)
+def network_in_process(
+    model: str | Path, weights: Path | None, content: Sequence[str], device: str, compiled: bool
+) -> Network:
+    """The network of a recipe that names it in words, made once in a process.
+
+    Raises TeacherFileError where the SHA-256 of its files is no longer ``content``: what is baked must
+    have come from the weights that the keys name.
+    """
+    if content_of(model, weights) != content:
+        raise TeacherFileError(f"{weights or model}: changed since the producer was made; make it again")
+    return placed(made_network(model, weights), device, compiled)
+
+
+def content_of(model: Any, weights: Path | None) -> tuple[str, ...]:
+    """SHA-256 of the files that a recipe's network is made from."""
+    return tuple(file_sha256(path) for path in (archive_path(model), weights) if path is not None)
+
+
+def usable_device(wanted: str, producer: str) -> str:
+    """``wanted`` where torch can use it here; "auto": CUDA if present, each pool worker another one.
+
+    Raises RecipeError naming ``producer``. Untested on a GPU.
+    """
+    import torch
+
+    if wanted == "auto":
+        if not torch.cuda.is_available():
+            return "cpu"
+        identity = multiprocessing.current_process()._identity  # (), or the number of a worker from 1
+        return f"cuda:{(identity[0] - 1) % torch.cuda.device_count()}" if identity else "cuda"
+    try:
+        torch.empty(0, device=wanted)
+    except (AssertionError, RuntimeError) as error:  # what torch raises without that backend or number
+        text = " ".join(str(error).split())[:120]
+        raise RecipeError(f"{producer}: device: {wanted!r} cannot be used here: {text}") from error
+    return wanted
+
+
+def _made(spec: str, weights: Path | None) -> Callable[..., Any]:
+    """The network that a factory makes, or that stands in the module, in eval mode."""
+    found = named_object(spec)
+    if isinstance(found, type) or not _is_module(found):
+        if not callable(found):
+            raise _refused(f"model: {spec} is a {type(found).__name__}, not a factory of a network")
+        try:
+            found = found()
+        except Exception as error:  # whatever the user's code raises
+            text = f"{type(error).__name__}: {_one_line(error)}"
+            raise _refused(
+                f"model: {spec}() failed: {text}; it makes the network, without arguments"
+            ) from error
+        if not callable(found):
+            raise _refused(f"model: {spec}() gives {type(found).__name__}, which cannot be called")
+    if weights is not None:
+        _load_weights(found, weights)
+    network: Callable[..., Any] = found.eval() if _is_module(found) else found
+    return network
+
+
+def _is_module(network: Any) -> bool:
+    import torch
+
+    return isinstance(network, torch.nn.Module)
+
+
+def _from_archive(path: Path) -> Callable[..., Any]:
+    import torch
+
+    if not path.is_file():
+        raise TeacherFileError(f"{path}: no such model file")
+    try:
+        if path.suffix in _EXPORTED:
+            found: Callable[..., Any] = torch.export.load(path).module()
+        else:
+            found = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        return found
+    except Exception as error:  # zip, pickle and torch each have their own
+        kind = "torch.export archive" if path.suffix in _EXPORTED else "TorchScript file"
+        raise TeacherFileError(
+            f"{path}: not a {kind} ({_one_line(error)[:100]}); weights alone go with --model module:factory "
+            "--weights FILE"
+        ) from error
+
+
+def _load_weights(network: Any, path: Path) -> None:
+    import torch
+
+    if not _is_module(network):
+        raise _refused(f"weights: {type(network).__name__} is no torch module, and takes none")
+    if not path.is_file():
+        raise TeacherFileError(f"{path}: no such file of weights")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own
+        raise TeacherFileError(
+            f"{path}: not weights that torch.load(weights_only=True) reads: {_one_line(error)[:100]}"
+        ) from error
+    if isinstance(state, Mapping) and isinstance(state.get(_WRAPPED), Mapping):
+        state = state[_WRAPPED]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise TeacherFileError(f"{path}: holds a {type(state).__name__}, not a state_dict (names of tensors)")
+    _check_fit(network.state_dict(), state, path)
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:  # a module's own idea of its weights
+        raise TeacherFileError(f"{path}: does not fit the model: {_one_line(error)[:200]}") from error
+
+
+def _check_fit(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], path: Path) -> None:
+    misfits = [
+        f"{word} {_names(names)}"
+        for word, names in (
+            ("lacks", [n for n in wanted if n not in found]),
+            ("holds unknown", [n for n in found if n not in wanted]),
+        )
+        if names
+    ]
+    shapes = [
+        f"{n} {list(found[n].shape)} where {list(wanted[n].shape)} is needed"
+        for n in wanted
+        if n in found and found[n].shape != wanted[n].shape
+    ]
+    if misfits or shapes:
+        raise TeacherFileError(f"{path}: does not fit the model: {'; '.join([*misfits, *shapes[:3]])}")
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _refused(text: str) -> RecipeError:
+    return RecipeError(f"teacher: {text}")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
