@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _H
     from parbake.producers.reporting import Progress  # noqa: F401
     from parbake.store.keys import Change, Freshness, Keys, Producer  # noqa: F401
     from parbake.store.layout import Coord, Field  # noqa: F401
-    from parbake.store.store import FieldArray, Store, open_store  # noqa: F401
+    from parbake.store.samples import FieldArray, Samples  # noqa: F401
+    from parbake.store.store import Store, open_store  # noqa: F401
     from parbake.store.verify import Damage, VerifyReport  # noqa: F401
 
 __version__ = "0.1.0"
@@ -28,7 +29,8 @@ _HOMES = {
     "parbake.producers.function": ("from_function",),
     "parbake.store.keys": ("Change", "Freshness", "Keys", "Producer"),
     "parbake.store.layout": ("Coord", "Field"),
-    "parbake.store.store": ("FieldArray", "Store", "open_store"),
+    "parbake.store.samples": ("FieldArray", "Samples"),
+    "parbake.store.store": ("Store", "open_store"),
     "parbake.store.verify": ("Damage", "VerifyReport"),
     "parbake.errors": (
         "DamagedStoreError",

@@ -13,6 +13,7 @@ import click
 
 from parbake import __version__, human
 from parbake.cli_build import BuildGroup
+from parbake.cli_clear import clear, stores_in
 from parbake.errors import ParbakeError, RecipeError
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def main(debug: bool) -> None:
 main.add_command(BuildGroup())
 
 store_path = click.argument("path", type=click.Path(path_type=Path))
+cache_folder = click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -216,18 +218,13 @@ def repaired(
 
 
 @main.command()
-@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
+@cache_folder
 @as_json
 def ls(folder: Path | None, as_json: bool) -> None:
     """List the stores in DIR (the cache folder unless named)."""
     from parbake import cli_output as output
-    from parbake import settings
-    from parbake.store.cache import list_stores
 
-    home = settings.cache_home()
-    if folder is None and not home.exists():
-        folder, stores = home, []
-    else:
-        folder = folder if folder is not None else home
-        stores = list_stores(folder)
-    output.show_stores(folder, stores, as_json)
+    output.show_stores(*stores_in(folder), as_json)
+
+
+main.add_command(clear)

@@ -145,6 +145,33 @@ def show_stores(folder: Path, stores: Sequence[StoreSummary], as_json: bool) -> 
     click.echo(f"{folder}: {human.count(len(stores), 'store')}, {human.size(total)}")
 
 
+def show_clearing(folder: Path, whole: Sequence[StoreSummary], bakes: Sequence[StoreSummary]) -> None:
+    """What is about to go, on stderr: it is a question, not a result."""
+    for store in whole:
+        used = f", used {_age(store.last_used)}" if store.last_used else ""
+        click.echo(f"{store.path.name}: {human.size(store.nbytes_stored)}, {store.state}{used}", err=True)
+    for store in bakes:
+        done, slabs = store.slabs or (0, 0)
+        click.echo(f"{store.path.name}: unfinished bake, {done} of {slabs} slabs", err=True)
+    if not whole and not bakes:
+        click.echo(f"{folder}: nothing to remove", err=True)
+
+
+def show_cleared(
+    folder: Path, removed: Sequence[Path], kept: Sequence[str], freed_nbytes: int, as_json: bool
+) -> None:
+    """What went, and what stayed and why."""
+    if as_json:
+        paths = [str(path) for path in removed]
+        print_json(folder=str(folder), removed=paths, kept=list(kept), nbytes_freed=freed_nbytes)
+        return
+    for reason in kept:
+        click.echo(human.printable(reason), err=True)
+    if removed:
+        stores = human.count(len(removed), "store")
+        click.echo(f"{folder}: {stores} removed, {human.size(freed_nbytes)} freed")
+
+
 def _listed(store: StoreSummary, named: bool) -> tuple[str, ...]:
     return (
         store.path.name,

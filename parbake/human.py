@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+_PREFIXES = ("", "k", "m", "g", "t")
+_UNITS = (
+    (("s", "second", "seconds"), 1),
+    (("min", "minute", "minutes"), 60),
+    (("h", "hour", "hours"), 3600),
+    (("d", "day", "days"), 86_400),
+    (("w", "week", "weeks"), 7 * 86_400),
+)
+
 
 def size(nbytes: float) -> str:
     """``1536`` -> ``1.5 KiB``. Three digits, binary units."""
@@ -58,6 +67,34 @@ def count(n: int, noun: str) -> str:
 def printable(text: str) -> str:
     """``text`` less what would move a terminal's cursor or colour it: a store's metadata may be hostile."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def parsed_size(text: str) -> int:
+    """``"1.5 GB"``, ``"800MiB"`` -> bytes. Raises ValueError."""
+    number, unit = _split(text)
+    prefix = unit.removesuffix("b").removesuffix("i")
+    base = 1024 if "i" in unit else 1000
+    if prefix not in _PREFIXES or unit not in (prefix, f"{prefix}b", f"{prefix}ib"):
+        raise ValueError(text)
+    return int(number * base ** _PREFIXES.index(prefix))
+
+
+def parsed_duration(text: str) -> float:
+    """``"30d"``, ``"12 hours"`` -> seconds. Raises ValueError."""
+    number, unit = _split(text)
+    for names, seconds in _UNITS:
+        if unit in names:
+            return number * seconds
+    raise ValueError(text)
+
+
+def _split(text: str) -> tuple[float, str]:
+    stripped = text.strip().lower()
+    digits = stripped.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    number = float(digits)
+    if not 0 <= number < 1e18:
+        raise ValueError(text)
+    return number, stripped[len(digits) :].strip()
 
 
 def _three_digits(value: float) -> str:

@@ -23,7 +23,7 @@ chunkmap keys
 shard
 document
 reader
-zarr_dir zarr_zip hdf5
+zarr_dir zarr_zip hdf5 samples
 writer publish verify
 store
 cache browse

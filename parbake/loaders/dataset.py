@@ -18,7 +18,8 @@ from parbake.errors import RecipeError, StaleStoreError
 from parbake.loaders.samples import Tensors, owned, plain_rows, split
 from parbake.store.keys import Producer
 from parbake.store.reader import normalised_index
-from parbake.store.store import Store, open_store
+from parbake.store.samples import Samples
+from parbake.store.store import open_store
 
 INDEX = "index"  # the key of a sample's number in the store
 
@@ -43,7 +44,7 @@ class StoreDataset(Dataset[Any]):
 
     def __init__(
         self,
-        store: Store | str | os.PathLike[str],
+        store: Samples | str | os.PathLike[str],
         fields: Iterable[str] | str | None = None,
         *,
         as_tuple: bool = False,
@@ -115,10 +116,10 @@ class StoreDataset(Dataset[Any]):
         return f"<parbake.StoreDataset {str(self.store.path)!r}: {len(self)} samples; {fields}>"
 
 
-def _opened(store: Store | str | os.PathLike[str], expect: Producer | None) -> Store:
+def _opened(store: Samples | str | os.PathLike[str], expect: Producer | None) -> Samples:
     if isinstance(store, str | os.PathLike):
         return open_store(store, expect=expect)
-    if not isinstance(store, Store):
+    if not isinstance(store, Samples):
         raise RecipeError(f"StoreDataset takes an open store or a path, not {type(store).__name__}")
     if expect is None:
         return store
@@ -128,7 +129,7 @@ def _opened(store: Store | str | os.PathLike[str], expect: Producer | None) -> S
     return store.first(min(len(expect), store.samples))
 
 
-def _chosen(store: Store, fields: Iterable[str] | str | None) -> tuple[str, ...]:
+def _chosen(store: Samples, fields: Iterable[str] | str | None) -> tuple[str, ...]:
     names = tuple(store.fields) if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
     for name in names:
         if name not in store.fields:
@@ -140,7 +141,7 @@ def _chosen(store: Store, fields: Iterable[str] | str | None) -> tuple[str, ...]
     return names
 
 
-def _torch_dtype(store: Store, field: str) -> torch.dtype:
+def _torch_dtype(store: Samples, field: str) -> torch.dtype:
     dtype = store.fields[field].dtype.newbyteorder("=")
     try:
         return torch.from_numpy(np.empty(0, dtype)).dtype

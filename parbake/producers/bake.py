@@ -361,7 +361,8 @@ def _staged(
     options = request.options
     batch_size = options.batch_size
     if batch_size is None:
-        batch_size = recorded.get("batch_size") or _default_batch_size(request.producer, old)
+        used = old.provenance["batch_size"] if old is not None else default_batch_size(request.producer)
+        batch_size = int(recorded.get("batch_size") or used)
     if batch_size < 1:
         raise RecipeError(f"{request.producer.name}: batch_size {batch_size}; at least 1 is needed")
     plan = {
@@ -392,9 +393,8 @@ def _recorded_plan(staging: Staging) -> dict[str, Any]:
         return {}
 
 
-def _default_batch_size(producer: Producer, old: Store | None) -> int:
-    if old is not None:
-        return int(old.provenance["batch_size"])
+def default_batch_size(producer: Producer) -> int:
+    """Samples per call of the producer where nobody says."""
     return int(getattr(producer, "batch_size", DEFAULT_BATCH_SIZE))
 
 
@@ -407,6 +407,11 @@ def _seed(producer: Producer, recorded: Mapping[str, Any], old: Store | None) ->
     if old is not None:
         return int(old.provenance["seed_drawn"])
     return secrets.randbits(63)
+
+
+def with_drawn_seed(producer: Producer) -> Producer:
+    """``producer`` with a number in the place of a seed that is "fresh"."""
+    return _with_seed(producer, _seed(producer, {}, None))
 
 
 def _with_seed(producer: Producer, seed: int | None) -> Producer:

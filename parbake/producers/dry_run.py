@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import ParbakeError
-from parbake.producers.bake import DEFAULT_BATCH_SIZE, DEFAULT_CODEC
+from parbake.producers.bake import DEFAULT_CODEC, default_batch_size
 from parbake.producers.batches import produce_batch
 from parbake.store import publish
 from parbake.store.codecs import CRC_NBYTES, chain_of
@@ -68,7 +68,7 @@ def dry_run(
     samples = len(producer)
     layout = plan_layout(schema, codec or DEFAULT_CODEC)
     fields = {name: StoredField.of(name, field, layout.fields[name]) for name, field in schema.items()}
-    width = min(batch_size or int(getattr(producer, "batch_size", DEFAULT_BATCH_SIZE)), samples)
+    width = min(batch_size or default_batch_size(producer), samples)
     starts = sorted({0, (samples - width) // 2 // width * width, (samples - width) // width * width})[
         :_BATCHES
     ]

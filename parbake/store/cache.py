@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,7 +72,7 @@ def _summary(path: Path) -> StoreSummary | None:
     bakes = unfinished_bakes(path)
     furthest: Unfinished | None = max(bakes, key=lambda bake: bake.slabs_done, default=None)
     slabs = (furthest.slabs_done, furthest.slabs) if furthest is not None else None
-    stored = _nbytes(path) + _nbytes(staging_root(path))
+    stored = nbytes_of(path)
     last_used = _last_used(path / ROOT)
     producer = keys = samples = raw = None
     try:
@@ -107,11 +108,23 @@ def _unread(file: Path) -> Iterator[None]:
                 os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def used_now(path: Path) -> None:
+    """Note that a store is used, for ``clear``: file systems keep it by the day, if at all."""
+    with contextlib.suppress(OSError):  # a folder of somebody else's
+        file = path / ROOT
+        os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
+
+
 def _last_used(file: Path) -> datetime | None:
     try:
         return datetime.fromtimestamp(file.stat().st_atime, UTC)
     except OSError:
         return None
+
+
+def nbytes_of(path: Path) -> int:
+    """Bytes that a store takes, its unfinished bakes included."""
+    return _nbytes(path) + _nbytes(staging_root(path))
 
 
 def _nbytes(folder: Path) -> int:

@@ -118,7 +118,7 @@ def baking_lock(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     file = target.with_name(f"{target.name}.lock")
-    lock = FileLock(file)
+    lock = FileLock(file, mode=0o666)  # in a shared folder others must be able to wait for it
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)

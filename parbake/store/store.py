@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import RecipeError, StaleStoreError, StoreNotFoundError, StoreReplacedError
-from parbake.store import publish, statistics, zarr_dir
+from parbake.store import publish, zarr_dir
 from parbake.store.document import Manifest, StoredField, StoreDocument
 from parbake.store.keys import (
     JSON,
@@ -28,9 +28,8 @@ from parbake.store.keys import (
 )
 from parbake.store.layout import Coord, Layout
 from parbake.store.reader import Checksums, Index, OpenFolder, Reader, normalised_index
+from parbake.store.samples import Samples
 from parbake.store.verify import VerifyReport, verify
-
-_STATISTICS_READ_NBYTES = 32 * 1024**2
 
 
 def open_store(
@@ -84,66 +83,7 @@ def _open(path: Path, options: _Options, samples: int | None = None, seal: str |
     return Store(folder, opened, reader, manifest, options, samples)
 
 
-class FieldArray:
-    """One field of a store, [sample, *shape]; indexing reads into new NumPy arrays.
-
-    Indexed as NumPy's arrays are; the first index, which picks the samples that are read, is an integer,
-    slice, sequence or mask of one axis.
-    """
-
-    def __init__(self, store: Store, field: StoredField) -> None:
-        self._store = store
-        self.field = field
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self._store.samples, *self.field.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of what is read: native byte order."""
-        return self.field.dtype.newbyteorder("=")
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self._store.samples
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
-        if first is Ellipsis or isinstance(first, tuple):
-            return self._picked(np.asarray(self), index)
-        if isinstance(first, int | np.integer):
-            return self._picked(self._read([int(first)]), (0, *rest))
-        samples = self._read(first)
-        if not rest:
-            return samples
-        # a list or mask pairs with further ones, as in NumPy
-        return self._picked(
-            samples, (slice(None) if isinstance(first, slice) else np.arange(len(samples)), *rest)
-        )
-
-    @staticmethod
-    def _picked(samples: NDArray[Any], index: Any) -> NDArray[Any]:
-        picked: NDArray[Any] = samples[index]
-        return picked
-
-    def _read(self, index: Index) -> NDArray[Any]:
-        return self._store.read(index, (self.field.name,))[self.field.name]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return self._read(slice(None)).astype(dtype or self.dtype, copy=False)
-
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        return (self[i] for i in range(len(self)))
-
-    def __repr__(self) -> str:
-        return f"<field {self.field.name!r} {self.shape} {self.dtype}>"
-
-
-class Store(Mapping[str, FieldArray]):
+class Store(Samples):
     """An open, immutable store: fields by name, read through memory maps.
 
     Picklable (it reopens the same bake or raises StoreReplacedError) and usable after a fork. Made by
@@ -232,16 +172,7 @@ class Store(Mapping[str, FieldArray]):
         """Per field its min, max, mean, std (population), count and nonfinite, and per channel."""
         if self.samples == self.stored_samples:
             return self._document.statistics
-        return {name: self._computed_statistics(field) for name, field in self.fields.items()}
-
-    def _computed_statistics(self, field: StoredField) -> JSON:
-        step = max(1, _STATISTICS_READ_NBYTES // field.layout.sample_nbytes)
-        partials = (
-            statistics.partial_of(self[field.name][start : start + step], field.channel_axis)
-            for start in range(0, self.samples, step)
-        )
-        columns = statistics.columns_of(field.shape, field.channel_axis)
-        return statistics.summary(statistics.merged(partials, columns))
+        return {name: self.computed_statistics(field) for name, field in self.fields.items()}
 
     def nbytes_stored(self, field: str) -> int:
         """Size of a field's shard files, in bytes."""
@@ -266,31 +197,17 @@ class Store(Mapping[str, FieldArray]):
         Raises IndexError, TypeError, RecipeError (unknown field, unfit ``out``), DamagedStoreError,
         StoreReplacedError.
         """
-        names = tuple(self.fields) if fields is None else tuple(fields)
+        names = self.chosen(fields)
         for name in names:
-            if name not in self.fields:
-                raise RecipeError(f"{self.path}: no field {name!r}; there are {', '.join(self.fields)}")
             self.manifest(name)  # refuses a number of samples that lies, before any allocation trusts it
         numbers = normalised_index(index, self.samples)
         if view:
             return {name: self._view(name, numbers) for name in names}
         result = {}
         for name in names:
-            result[name] = self._target(name, len(numbers), out)
+            result[name] = self.target(name, len(numbers), out)
             self.reader.read_field(name, numbers, result[name])
         return result
-
-    def _target(self, name: str, count: int, out: Mapping[str, NDArray[Any]] | None) -> NDArray[Any]:
-        dtype, shape = self[name].dtype, (count, *self.fields[name].shape)
-        if out is None:
-            return np.empty(shape, dtype)
-        array = out.get(name)
-        if array is None or array.shape != shape or array.dtype != dtype:
-            found = "nothing" if array is None else f"{array.dtype} {array.shape}"
-            raise RecipeError(f"out[{name!r}]: {dtype} {shape} is needed, {found} was given")
-        if not (array.flags.c_contiguous and array.flags.writeable):
-            raise RecipeError(f"out[{name!r}]: must be C-contiguous and writable")
-        return array
 
     def _view(self, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
         view = None
@@ -343,29 +260,9 @@ class Store(Mapping[str, FieldArray]):
 
     # ---- housekeeping
 
-    def __getitem__(self, name: str) -> FieldArray:
-        return FieldArray(self, self.fields[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.fields)
-
-    def __len__(self) -> int:
-        return len(self.fields)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    __hash__ = object.__hash__
-
     def close(self) -> None:
         """Release the files; a closed store reads no more."""
         self.reader.close()
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open, (self.path, self._options, self._samples, self.seal)
