@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = ("Tanh", "Hardtanh", "ReLU", "LeakyReLU", "Sigmoid", "SiLU", "Hardswish")
 
-# Measured on two slow cores, best of many: the numbers of a block then stay in the second-level cache
-# (16 channels of float64 are 1 MB), and the calls into torch are few. More rows at once need a longer
-# past for the same columns.
+# Measured: a block's numbers then stay in the second-level cache (16 channels of float64 are 1 MB), and
+# calls into torch are long enough. Other sizes lost up to a fifth; more rows at once carry a longer past
+# along for the same columns.
 _GROUP_ROWS = 8
 _BLOCK_COLUMNS = 8192  # rows x time steps
 
