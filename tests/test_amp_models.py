@@ -217,7 +217,7 @@ def refusal(file: Path) -> str:
         (b'{"model_data": 1, "state_dict": {}}', "model_data and state_dict are not tables"),
         (
             b'{"architecture": "WaveNet", "config": {}, "weights": []}',
-            "a NAM file of architecture 'WaveNet', which is not supported yet",
+            "version: None is not supported (0.5.x is)",
         ),
     ],
 )
@@ -272,6 +272,7 @@ def edit(change: Callable[[dict[str, Any], dict[str, Any]], object]) -> dict[str
         (lambda m, s: m.update(skip=2), "model_data.skip: 2 is neither 0 nor 1"),
         (lambda m, s: m.update(sample_rate="fast"), "sample_rate: 'fast' is not a rate in Hz"),
         (lambda m, s: m.update(sample_rate=-1), "sample_rate: -1 is not a rate in Hz"),
+        (lambda m, s: m.update(sample_rate=10**400), "sample_rate: 1000"),
     ],
 )
 def test_a_model_with_a_fault_is_refused_by_name(change: Any, text: str, tmp_path: Path) -> None:
