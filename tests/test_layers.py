@@ -27,6 +27,7 @@ zarr_dir zarr_zip hdf5 samples
 writer publish verify
 store
 cache browse
+clear
 """
 LEVEL = {name: level for level, line in enumerate(STORE.strip().splitlines()) for name in line.split()}
 CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5"}
