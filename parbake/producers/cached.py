@@ -44,7 +44,7 @@ def cached(
     try:
         store = open_store(path)
     except (StoreNotFoundError, UnfinishedStoreError, DamagedStoreError):
-        store = None
+        store = None  # bake() says what is wrong, or mends it
     if store is not None:
         if store.compared(keys, len(producer)) and codec in (None, store.provenance["codec"]):
             used_now(path)

@@ -497,4 +497,6 @@ def open_folder(path: Path) -> OpenFolder:
     except FileNotFoundError:
         raise StoreNotFoundError(f"{path}: nothing there; bake it first") from None
     except NotADirectoryError:
+        if not os.path.lexists(path):  # a folder above it is a file
+            raise StoreNotFoundError(f"{path}: nothing there; bake it first") from None
         raise NotAStoreError(f"{path}: a file, not a Zarr folder") from None
