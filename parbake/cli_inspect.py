@@ -89,8 +89,8 @@ def _described(path: Path, store: Store, unfinished: Sequence[Unfinished]) -> di
             for name, f in store.fields.items()
         },
         "coords": {
-            dim: {"units": coord.units, "values": coord.values.tolist()}
-            for dim, coord in store.coords.items()
+            name: {"units": coord.units, "dim": coord.dim or name, "values": _values(coord)}
+            for name, coord in store.coords.items()
         },
         "keys": {"shared": keys.shared, "fields": keys.fields},
         "statistics": store.statistics,
@@ -141,10 +141,16 @@ def _statistics_table(store: Store) -> RenderableType:
 
 
 def _coord(coord: Coord) -> str:
+    if coord.labels is not None:
+        return ", ".join(coord.labels)
     values, units = coord.values, f" {coord.units}" if coord.units else ""
     if len(values) == 1:
         return f"{values[0]}{units}"
     return f"{values[0]:.6g} to {values[-1]:.6g}{units}, {len(values):,} values"
+
+
+def _values(coord: Coord) -> list[Any]:
+    return coord.values.tolist() if coord.labels is None else list(coord.labels)
 
 
 def _flat_keys(store: Store) -> Iterator[tuple[str, str]]:

@@ -298,7 +298,7 @@ def test_a_path_that_is_no_store_is_not_baked_over() -> None:
 
 
 def test_a_path_that_cannot_be_written_is_one_line() -> None:
-    assert "ramp.py" in error_of("build", "ramp:Ramp", "-o", "ramp.py/a.zarr", code=1)
+    assert "ramp.py" in error_of("build", "ramp:Ramp", "-o", "ramp.py/a.zarr", code=2)
 
 
 def test_a_producer_that_raises_leaves_a_bake_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

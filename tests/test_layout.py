@@ -134,7 +134,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "'b' has 2 values",
     ),
     "coordinate of two axes": (lambda: Coord([[1, 2]]), "1-D"),
-    "coordinate of text": (lambda: Coord(["a"]), "1-D"),
+    "coordinate of mixed values": (lambda: Coord([None, "a"]), "1-D"),
+    "coordinate with the name of a dimension": (
+        lambda: Field((2, 2), "f4", ("a", "b"), coords={"a": Coord([1, 2], dim="b")}),
+        "is a dimension's",
+    ),
+    "coordinate with the name of a field": (
+        lambda: check_schema({"x": Field((2,), "f4", ("a",), coords={"x": Coord([1, 2], dim="a")})}),
+        "both a field and a coordinate",
+    ),
     "no fields": (lambda: check_schema({}), "at least one field"),
     "not a field": (lambda: check_schema({"x": np.zeros(3)}), "gives ndarray"),
     "reserved name": (lambda: check_schema({"manifest": Field((), "f4", ())}), "'manifest' is not allowed"),
@@ -153,7 +161,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: check_schema(
             {n: Field((2,), "f4", ("t",), coords={"t": Coord([0, k])}) for k, n in enumerate("xy", 1)}
         ),
-        "disagree about the coordinate of dimension 't'",
+        "disagree about the coordinate 't'",
     ),
     "one dimension, two units": (
         lambda: check_schema(

@@ -81,7 +81,11 @@ def content() -> tuple[dict[str, NDArray[Any]], dict[str, Field]]:
         ("time", "channel"),
         units="V",
         description="what goes in",
-        coords={"time": Coord(TIME, "s")},
+        coords={
+            "time": Coord(TIME, "s"),
+            "depth": Coord(np.arange(11, dtype=np.float32), "m", dim="time"),
+            "channel": Coord(["v x", "v y", "p"]),
+        },
     )
     for name, dtype in SCALARS.items():
         values[name] = drawn(dtype, (SAMPLES,))
@@ -194,7 +198,7 @@ def test_our_reader_agrees(store: Store, name: str) -> None:
 def test_zarr_python_finds_all_metadata_consolidated(store: Store) -> None:
     with no_warning():
         group = zarr.open_group(store.path, mode="r", use_consolidated=True)
-        assert set(group.array_keys()) == {*FIELDS, "time"}
+        assert set(group.array_keys()) == {*FIELDS, "time", "depth", "channel"}
         assert set(group["manifest"].group_keys()) == set(FIELDS)
         plain = zarr.open_group(store.path, mode="r", use_consolidated=False)
         for name, node in plain.members(max_depth=None):
@@ -234,7 +238,9 @@ def test_xarray_shows_dimensions_units_and_coordinates(store: Store) -> None:
         assert dataset["x"].dims == ("sample", "time", "channel")
         assert dataset["x"].attrs["units"] == "V"
         assert dataset["x"].attrs["long_name"] == "what goes in"
-        assert set(dataset.coords) == {*SCALARS, "position", "time"}
+        assert set(dataset.coords) == {*SCALARS, "position", "time", "depth", "channel"}
+        assert (dataset["depth"].dims, dataset["depth"].attrs) == (("time",), {"units": "m"})
+        assert json.loads(dataset["channel"].attrs["labels"]) == ["v x", "v y", "p"]
         assert dataset["f0"].dims == ("sample",)
         assert dataset["f0"].attrs["units"] == "Hz"
         assert same_bits(dataset["time"].values, TIME)

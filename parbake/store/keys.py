@@ -155,8 +155,10 @@ def producer_keys(producer: Producer, *, rehash: bool = False) -> tuple[Keys, di
 
 def _field_keys(name: str, f: Field, captured: Captured) -> dict[str, JSON]:
     coords = {
-        dim: {"units": coord.units, "values": capture(coord.values, captured)}
-        for dim, coord in sorted(f.coords.items())
+        name: {"units": coord.units, "values": capture(coord.values, captured)}
+        | ({} if coord.dim is None else {"dim": coord.dim})
+        | ({} if coord.labels is None else {"labels": list(coord.labels)})
+        for name, coord in sorted(f.coords.items())
     }
     keys: dict[str, JSON] = {
         "shape": list(f.shape),

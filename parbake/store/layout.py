@@ -39,20 +39,37 @@ _RESERVED = {MANIFEST, SAMPLE_DIM, "c"}
 
 @dataclass(frozen=True, eq=False)
 class Coord:
-    """Values along one dimension, in ``units`` (a CF unit string such as ``"s"``)."""
+    """Values along one dimension, in ``units`` (a CF unit string such as ``"s"``).
+
+    ``dim``: the dimension where the coordinate has another name, as the positions x and y of nodes do.
+    Texts become ``labels``, such as names of channels; the values then number them.
+    """
 
     values: NDArray[Any]
     units: str | None = None
+    dim: str | None = None
+    labels: tuple[str, ...] | None = None
 
-    def __init__(self, values: ArrayLike, units: str | None = None) -> None:
-        array = np.asarray(values)
+    def __init__(self, values: ArrayLike, units: str | None = None, *, dim: str | None = None) -> None:
+        """Raises SchemaError for anything but one number or text per position."""
+        array, labels = np.asarray(values), None
+        if array.dtype.kind == "U" and array.ndim == 1:
+            labels = tuple(array.tolist())
+            array = np.arange(len(labels))
         if array.ndim != 1 or array.dtype.name not in DTYPES:
             raise SchemaError(
                 f"coordinate of shape {array.shape} and dtype {array.dtype}: "
-                "give one number per position, as a 1-D array"
+                "give one number or text per position, as a 1-D array"
             )
         object.__setattr__(self, "values", array)
         object.__setattr__(self, "units", units)
+        object.__setattr__(self, "dim", dim)
+        object.__setattr__(self, "labels", labels)
+
+    def same_as(self, other: Coord) -> bool:
+        """Whether both say the same of the same dimension."""
+        said = [(c.units, c.dim, c.labels, c.values.dtype, c.values.tobytes()) for c in (self, other)]
+        return said[0] == said[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +77,7 @@ class Field:
     """One named array of a store, without its sample axis (axis 0).
 
     ``shape``: of one sample. ``dtype``: as stored; its byte order is kept on disk. ``dims``: one
-    name per axis of ``shape``. ``coords``: values along some of ``dims``. ``keys``: invalidation
+    name per axis of ``shape``. ``coords``: values along some of ``dims``, by name. ``keys``: invalidation
     keys of this field alone, beside the producer's. ``allow_nan``: NaN is data here, not a fault.
 
     Raises SchemaError for anything that cannot be stored.
@@ -148,11 +165,13 @@ def _check_field(f: Field) -> None:
             "split the field or bake parts of it as samples"
         )
     lengths = dict(zip(f.dims, f.shape, strict=True))
-    for dim, coord in f.coords.items():
-        if lengths.get(dim) != len(coord.values):
+    for name, coord in f.coords.items():
+        if lengths.get(coord.dim or name) != len(coord.values):
             raise SchemaError(
-                f"coordinate {dim!r} has {len(coord.values)} values, but the field's dimensions are {lengths}"
+                f"coordinate {name!r} has {len(coord.values)} values; the field's dimensions are {lengths}"
             )
+        if not _NAME.fullmatch(name) or name in _RESERVED or (coord.dim is not None and name in lengths):
+            raise SchemaError(f"coordinate name {name!r} is not allowed, or is a dimension's")
 
 
 def check_schema(schema: Mapping[str, Field]) -> dict[str, Field]:
@@ -178,20 +197,17 @@ def check_schema(schema: Mapping[str, Field]) -> dict[str, Field]:
                     f"dimension {dim!r} is {known} long in field {other!r} and {length} in "
                     f"{name!r}; give them different names"
                 )
-        for dim, coord in f.coords.items():
-            first = coords.setdefault(dim, coord)
-            if (
-                first.units != coord.units
-                or first.values.dtype != coord.values.dtype
-                or first.values.tobytes() != coord.values.tobytes()
-            ):
-                raise SchemaError(f"fields disagree about the coordinate of dimension {dim!r}")
+        for coord_name, coord in f.coords.items():
+            if coord_name in schema:
+                raise SchemaError(f"{coord_name!r} names both a field and a coordinate of field {name!r}")
+            if not coords.setdefault(coord_name, coord).same_as(coord):
+                raise SchemaError(f"fields disagree about the coordinate {coord_name!r}")
     return dict(schema)
 
 
 def merged_coords(schema: Mapping[str, Field]) -> dict[str, Coord]:
-    """The coordinate of each dimension that has one, over all fields."""
-    return {dim: coord for f in schema.values() for dim, coord in f.coords.items()}
+    """The coordinates of all fields."""
+    return {name: coord for f in schema.values() for name, coord in f.coords.items()}
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,9 @@ FORMAT = 1
 ROOT = "zarr.json"
 _JSON_NBYTES_MAX = 64 * 1024**2
 _CHUNK_NBYTES_MAX = 16 * 1024**2  # of chunks with several samples
-_CORE_ATTRIBUTES = frozenset({"units", "statistics"})  # beside parbake's own; the rest only describes
+_CORE_ATTRIBUTES = frozenset({"units", "statistics", "labels"})  # beside parbake's own
 _SEAL = "parbake_seal"
+_LABELS = "labels"  # of a coordinate: JSON, a text per value
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
 
 
@@ -58,13 +59,15 @@ def write_metadata(folder: Path, document: StoreDocument, manifests: Mapping[str
     """Write all that is not a shard into a store's folder, the sealed root last; returns the seal."""
     nodes: dict[str, dict[str, Any]] = {}
     contents: dict[str, NDArray[Any]] = {}
-    scalars = " ".join(name for name, field in document.fields.items() if field.is_scalar)
     for name in document.fields:
-        nodes[name] = _field_node(document, name, scalars)
-    for dim, coord in document.coords.items():
+        nodes[name] = _field_node(document, name)
+    for name, coord in document.coords.items():
         attributes = {"units": coord.units} if coord.units is not None else {}
-        nodes[dim] = _small_node(coord.values.shape, coord.values.dtype, (dim,), attributes)
-        contents[dim] = coord.values
+        if coord.labels is not None:
+            attributes[_LABELS] = canonical(list(coord.labels))
+        dims = (coord.dim or name,)
+        nodes[name] = _small_node(coord.values.shape, coord.values.dtype, dims, attributes)
+        contents[name] = coord.values
     nodes[MANIFEST] = _group({})
     for name, manifest in manifests.items():
         nodes |= _manifest_nodes(document, name)
@@ -117,7 +120,7 @@ def fill_value(dtype: np.dtype[Any]) -> Any:
     return {"f": "NaN", "c": ["NaN", "NaN"], "b": False}.get(dtype.kind, 0)
 
 
-def _field_node(document: StoreDocument, name: str, scalars: str) -> dict[str, Any]:
+def _field_node(document: StoreDocument, name: str) -> dict[str, Any]:
     field = document.fields[name]
     layout = field.layout
     attributes: dict[str, Any] = {
@@ -129,8 +132,10 @@ def _field_node(document: StoreDocument, name: str, scalars: str) -> dict[str, A
         attributes["units"] = field.units
     if field.description is not None:
         attributes["long_name"] = field.description
-    if scalars and not field.is_scalar:
-        attributes["coordinates"] = scalars  # CF: xarray shows them as coordinates on "sample"
+    beside = [] if field.is_scalar else [n for n, other in document.fields.items() if other.is_scalar]
+    beside += [n for n, coord in document.coords.items() if coord.dim in field.dims]
+    if beside:
+        attributes["coordinates"] = " ".join(beside)  # CF: xarray shows them as coordinates
     sharding = {
         "chunk_shape": [layout.chunk_samples, *layout.sample_shape],
         "codecs": chain_of(layout).zarr_codecs,
@@ -341,10 +346,13 @@ def _check_nodes(document: StoreDocument, nodes: Mapping[str, Any]) -> None:
     lengths = {d: n for f in document.fields.values() for d, n in zip(f.dims, f.shape, strict=True)}
     expected = {MANIFEST: _group({})}
     for name in document.fields:
-        expected |= {name: _field_node(document, name, ""), **_manifest_nodes(document, name)}
-    for dim in nodes.keys() - expected.keys():  # what is left are coordinates
-        dtype = _parse_dtype(nodes[dim]["data_type"], nodes[dim]["codecs"][0])
-        expected[dim] = _small_node((lengths[dim],), dtype, (dim,), nodes[dim]["attributes"])
+        expected |= {name: _field_node(document, name), **_manifest_nodes(document, name)}
+    for name in nodes.keys() - expected.keys():  # what is left are coordinates
+        [dim] = nodes[name]["dimension_names"]
+        dtype = _parse_dtype(nodes[name]["data_type"], nodes[name]["codecs"][0])
+        _require(name == dim or name not in lengths, f"name of coordinate {name!r}")
+        _labels_of(nodes[name])
+        expected[name] = _small_node((lengths[dim],), dtype, (dim,), nodes[name]["attributes"])
     for path, node in expected.items():
         _require(_same(_core(nodes[path]), _core(node)), f"metadata of {path!r}")
 
@@ -398,10 +406,27 @@ def read_coords(folder: OpenFolder, root: Mapping[str, Any], fields: Mapping[str
     names = [
         n for n, node in nodes.items() if node["node_type"] == "array" and "/" not in n and n not in fields
     ]
-    return {
-        name: Coord(_read_small(folder, name, nodes[name]), nodes[name]["attributes"].get("units"))
-        for name in names
-    }
+    return {name: _read_coord(folder, name, nodes[name]) for name in names}
+
+
+def _read_coord(folder: OpenFolder, name: str, node: Mapping[str, Any]) -> Coord:
+    [dim] = node["dimension_names"]
+    values, labels = _read_small(folder, name, node), _labels_of(node)
+    return Coord(
+        values if labels is None else np.array(labels),
+        node["attributes"].get("units"),
+        dim=None if dim == name else dim,
+    )
+
+
+def _labels_of(node: Mapping[str, Any]) -> list[str] | None:
+    """Texts of a coordinate's values. Raises ValueError."""
+    if _LABELS not in node["attributes"]:
+        return None
+    labels = json.loads(node["attributes"][_LABELS])
+    _require(isinstance(labels, list) and len(labels) == node["shape"][0], "labels")
+    _require(all(isinstance(label, str) for label in labels), "labels")
+    return list(labels)
 
 
 def read_manifest(folder: OpenFolder, opened: Opened, field: str) -> Manifest:
