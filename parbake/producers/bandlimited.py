@@ -44,7 +44,7 @@ def band_limited(y: torch.Tensor, f0_hz: NDArray[np.float64], sample_rate: float
         rows = _indices(ascending, y)
         counts = 1 + np.floor(sample_rate / (2 * f0_hz[ascending])).astype(np.int64)  # DC is number 0
         bins_apart = f0_hz[ascending] * (y.shape[1] / sample_rate)
-        lines = _lines(y.double()[rows], bins_apart, counts)
+        lines = _lines(y[rows], bins_apart, counts)
         limited = y.new_empty(y.shape, dtype=lines.real.dtype)
         limited[rows] = _sum_of_lines(lines, bins_apart, counts, y.shape[1])
     return limited
@@ -67,6 +67,7 @@ def _lines(y: torch.Tensor, bins_apart: NDArray[np.float64], counts: NDArray[np.
 
     steps = y.shape[1]
     window, series = _window(steps)
+    # float64 from here on, as the window is
     spectrum = torch.fft.rfft(y * torch.tensor(window, device=y.device))
     number = np.arange(counts.max())
     exact = bins_apart[:, None] * number

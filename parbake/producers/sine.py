@@ -142,11 +142,8 @@ class SineTeacher:
             "phase": Field((), "float64", (), units="rad", description="phase at time 0"),
         }
         if self.target == "bandlimited":
-            kept, text = (
-                kept_steps(self.sample_rate),
-                "output of the teacher in its last second, without aliases",
-            )
-            fields["y"] = self._signal("time_kept", kept, keys, text)
+            text = "last second of the teacher's output, without aliases"
+            fields["y"] = self._signal("time_kept", kept_steps(self.sample_rate), keys, text)
             text = "energy of the aliases taken out of y over energy of y"
             # a silent output has no ratio
             fields["esr_s"] = Field((), "float64", (), units="1", keys=keys, description=text, allow_nan=True)
@@ -214,7 +211,7 @@ class SineTeacher:
             y = module(x)
             if self.target == "teacher":
                 return {"y": y.to(stored)}
-            last = y[:, -kept_steps(self.sample_rate) :, 0].double()
+            last = y[:, -kept_steps(self.sample_rate) :, 0]
             limited = band_limited(last, f0_hz, self.sample_rate)
             return {"y": limited.to(stored)[:, :, None], "esr_s": alias_ratio(last, limited)}
 
