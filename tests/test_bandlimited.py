@@ -385,6 +385,15 @@ def test_what_contradicts_a_config_is_refused_in_one_line(
     assert refusal(lambda: SineTeacher(**given_params)).startswith(f"sine-teacher: {text}")
 
 
+def test_the_real_tcn_belongs_to_the_configs_at_its_rate(broadcast_lstm: Path) -> None:
+    file = broadcast_lstm.with_name("broadcast_tcn_teacher.nam")
+    task = SineTeacher(teacher=file, config=6, target="bandlimited", compute_dtype="float32", num_samples=1)
+    assert (task.sample_rate, task.duration) == (44100, 1.05)
+    assert 0 < float(task.produce(0, 1, ("esr_s",))["esr_s"][0]) < 1
+    assert "48000 Hz (config 2), but the teacher" in refusal(lambda: SineTeacher(teacher=file, config=2))
+    assert "is of kind WaveNet" in refusal(lambda: SineTeacher(teacher=file, config=0))
+
+
 def test_the_commands_of_the_guide_work(tmp_path: Path) -> None:
     common = ["sine-teacher", "--config", "0", "--teacher", str(at_any_rate(tmp_path))]
     path = tmp_path / "train.zarr"

@@ -271,11 +271,13 @@ def _check_model(recipe: SineTeacher, model: AmpModel) -> None:
             f"{recipe.config} is {config}, but the teacher {file} is of kind {model.kind}; name its own",
         )
     if model.sample_rate not in (None, recipe.sample_rate):
-        source = "" if recipe.config is None else f" (config {recipe.config})"
+        source, way_out = "", "set it to that or name another teacher"
+        if recipe.config is not None:
+            source, way_out = f" (config {recipe.config})", "name another teacher or config"
         raise _refused(
             "sample_rate",
             f"{recipe.sample_rate:g} Hz{source}, but the teacher {file} was made for "
-            f"{model.sample_rate:g} Hz; set it to that or name another teacher",
+            f"{model.sample_rate:g} Hz; {way_out}",
         )
 
 
