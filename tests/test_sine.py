@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parbake.errors import RecipeError, TeacherFileError
-from parbake.producers.sine import DEFAULT_TEACHER, SineTeacher, uniforms
+from parbake.producers.sine import DEFAULT_TEACHER, SineTeacher
+from parbake.producers.tones import uniforms
 from parbake.store.keys import Producer, canonical, compare, producer_keys
 
 FIELDS = ("x", "y", "f0", "dB", "phase")
@@ -327,7 +328,7 @@ def test_torch_is_imported_for_y_alone() -> None:
         ({"sample_rate": 48000}, "sample_rate: 48000 Hz, but the teacher default_teacher.json was made for"),
         ({"device": "gpu"}, "device: 'gpu' is not auto, cpu, cuda"),
         ({"device": "mps"}, "device: mps has no float64"),
-        ({"target": "bandlimited"}, "target: 'bandlimited' is not 'teacher'"),
+        ({"target": "student"}, "target: 'student' is not one of 'teacher', 'bandlimited'"),
         ({"store_dtype": "int8"}, "store_dtype: 'int8' is not one of 'float64', 'float32', 'float16'"),
     ],
 )

@@ -7,21 +7,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import RecipeError
-from parbake.producers.amp_models import amp_module, load_amp_model
+from parbake.producers.amp_models import AmpModel, amp_module, load_amp_model
+from parbake.producers.bandlimited import alias_ratio, band_limited, kept_steps
+from parbake.producers.paper import PAPER_CONFIGS, ConfigNumber
 from parbake.producers.recipe import settle
+from parbake.producers.tones import VALIDATION_NOTES, ToneRanges, Tones, drawn_tones, validation_tones
 from parbake.store.keys import JSON
 from parbake.store.layout import SAMPLE_NBYTES_MAX, Coord, Field
 
 DEFAULT_TEACHER = Path(__file__).resolve().parents[1] / "data" / "default_teacher.json"
 
-_TRAINING = 0  # numbers of the random streams; 1 is kept for a validation that draws
-_VALIDATION_NOTES = 21.0 + np.arange(88)  # the keys of a piano, A0 to C8
+_ORDINARY = {"sample_rate": 44100.0, "duration": 1.2}  # what a config may say otherwise
+_FROM_CONFIG = cast(float, None)  # until __post_init__ has put a number there
 _LEVELS_DB = (-200.0, 60.0)  # beyond them no stored dtype holds the tone
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
@@ -31,29 +34,17 @@ def _option(help_text: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Tones:
-    """Tones of a range of samples: float64 arrays [samples]. ``f0`` in Hz, ``phase`` in radians."""
-
-    f0: NDArray[np.float64]
-    amplitude: NDArray[np.float64]
-    phase: NDArray[np.float64]
-    db: NDArray[np.float64]  # 20 log10 of the amplitude
-
-    def wave(self, time_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A sin(2 pi f0 t + phase), [samples, time, 1]."""
-        radians = np.outer(2 * np.pi * self.f0, time_s)
-        radians += self.phase[:, None]
-        np.sin(radians, out=radians)
-        radians *= self.amplitude[:, None]
-        return radians[:, :, None]
-
-
-@dataclass(frozen=True)
 class SineTeacher:
     """Sine tones and what a teacher network makes of them.
 
     Fields: x, the tone A sin(2 pi f0 t + phase), and y, the teacher's output from zero state, both
     [time, 1]; scalars f0 (Hz), dB (20 log10 A) and phase (radians).
+
+    ``target="bandlimited"``: y is the alias-free part of the output's last second, [time_kept, 1] with
+    round(sample_rate) steps (see ``bandlimited``), so that a student is trained on
+    ``student(x)[:, -y.shape[1]:]`` against y. x stays whole: the student settles in what comes before.
+    The scalar esr_s is then the energy of what was taken away over the energy of y; 10 log10 of it is in
+    dB; NaN for a silent output, which has neither.
 
     Training draws for each sample a note, uniform over the real numbers in [midi_min, midi_max] and
     not over whole notes, so that frequencies between the keys are learnt too (``linear_f0``: uniform
@@ -62,6 +53,9 @@ class SineTeacher:
 
     Validation draws nothing: notes 21 to 108 at phase 0 for each of ``levels_db``, all notes of the
     first level first. num_samples, midi_*, db_*, linear_f0 and seed do not matter to it.
+
+    ``config``: a set-up of arXiv 2505.11375 (see ``paper``) gives sample_rate and duration, which must
+    not contradict it, and the family of network that ``teacher`` has to hold; the number itself is no key.
 
     x is computed in float64; ``compute_dtype`` is the teacher's. Raises RecipeError for parameters
     that make no task, TeacherFileError for a teacher that cannot be used.
@@ -73,9 +67,16 @@ class SineTeacher:
     teacher: Path | None = field(
         default=None, metadata=_option("Model file: LSTM or GRU, Proteus JSON. Default: a diode clipper.")
     )
+    config: ConfigNumber | None = field(
+        default=None, metadata=_option("Set-up of arXiv 2505.11375; its weights come with --teacher.")
+    )
     num_samples: int = field(default=1600, metadata=_option("Tones of the training set."))
-    sample_rate: float = field(default=44100.0, metadata=_option("Hz."))
-    duration: float = field(default=1.2, metadata=_option("Seconds of each tone."))
+    sample_rate: float = field(
+        default=_FROM_CONFIG, metadata=_option("Hz. Default: the config's, else 44100.")
+    )
+    duration: float = field(
+        default=_FROM_CONFIG, metadata=_option("Seconds of each tone. Default: the config's, else 1.2.")
+    )
     midi_min: float = field(default=21.0, metadata=_option("Lowest MIDI note, fractions allowed."))
     midi_max: float = field(default=127.0, metadata=_option("Highest MIDI note."))
     db_min: float | None = field(
@@ -91,7 +92,9 @@ class SineTeacher:
     levels_db: tuple[float, ...] = field(
         default=(-20.0,), metadata=_option("Levels of the validation set, dB re amplitude 1.")
     )
-    target: Literal["teacher"] = field(default="teacher", metadata=_option("What y is."))
+    target: Literal["teacher", "bandlimited"] = field(
+        default="teacher", metadata=_option("What y is: the output, or its last second without aliases.")
+    )
     seed: int | Literal["fresh"] = field(
         default=0, metadata=_option("Seed of the training set; 'fresh' draws one at the first bake.")
     )
@@ -107,18 +110,13 @@ class SineTeacher:
     teacher_sha256: str = field(init=False, repr=False)  # of the file when this was made
 
     def __post_init__(self) -> None:
-        settle(self)
+        _settle_with_config(self)
         for check in (_check_time, _check_validation if self.validation else _check_training, _check_device):
             check(self)
         if self.teacher is not None:
             object.__setattr__(self, "teacher", self.teacher.absolute())
         model = load_amp_model(self.teacher_path)
-        if model.sample_rate not in (None, self.sample_rate):
-            raise _refused(
-                "sample_rate",
-                f"{self.sample_rate:g} Hz, but the teacher {self.teacher_path.name} was made for "
-                f"{model.sample_rate:g} Hz; set it to that or name another teacher",
-            )
+        _check_model(self, model)
         object.__setattr__(self, "teacher_sha256", model.sha256)
 
     @property
@@ -131,30 +129,38 @@ class SineTeacher:
         return np.arange(_steps(self)) / self.sample_rate
 
     def __len__(self) -> int:
-        return len(_VALIDATION_NOTES) * len(self.levels_db) if self.validation else self.num_samples
+        return len(VALIDATION_NOTES) * len(self.levels_db) if self.validation else self.num_samples
 
     def schema(self) -> dict[str, Field]:
-        shape, dims = (_steps(self), 1), ("time", "channel")
-        coords = {"time": Coord(self.time_s, "s")}
-        teacher = {"teacher": self.teacher_path, "target": self.target, "compute_dtype": self.compute_dtype}
-        return {
-            "x": Field(
-                shape, self.store_dtype, dims, units="1", coords=coords, description="input of the teacher"
-            ),
-            # a change of teacher leaves the tones as they are, so what it touches is y's own
-            "y": Field(
-                shape,
-                self.store_dtype,
-                dims,
-                units="1",
-                coords=coords,
-                keys=teacher,
-                description="output of the teacher",
-            ),
+        # a change of teacher leaves the tones as they are, so what it touches is a key of what it gives
+        keys = {"teacher": self.teacher_path, "target": self.target, "compute_dtype": self.compute_dtype}
+        fields = {
+            "x": self._signal("time", _steps(self), {}, "input of the teacher"),
+            "y": self._signal("time", _steps(self), keys, "output of the teacher"),
             "f0": Field((), "float64", (), units="Hz", description="fundamental frequency"),
             "dB": Field((), "float64", (), units="dB", description="level re amplitude 1"),
             "phase": Field((), "float64", (), units="rad", description="phase at time 0"),
         }
+        if self.target == "bandlimited":
+            text = "last second of the teacher's output, without aliases"
+            fields["y"] = self._signal("time_kept", kept_steps(self.sample_rate), keys, text)
+            text = "energy of the aliases taken out of y over energy of y"
+            # a silent output has no ratio
+            fields["esr_s"] = Field((), "float64", (), units="1", keys=keys, description=text, allow_nan=True)
+        return fields
+
+    def _signal(self, dim: str, steps: int, keys: Mapping[str, Any], description: str) -> Field:
+        """A field of the last ``steps`` steps of a tone."""
+        coords = {dim: Coord(self.time_s[-steps:], "s")}
+        return Field(
+            (steps, 1),
+            self.store_dtype,
+            (dim, "channel"),
+            units="1",
+            coords=coords,
+            keys=keys,
+            description=description,
+        )
 
     def invalidation_keys(self) -> dict[str, JSON]:
         """What the tones depend on; parameters that do not matter to the split in hand are left out."""
@@ -168,29 +174,46 @@ class SineTeacher:
         """The tones of samples [start, stop)."""
         if not 0 <= start <= stop:
             raise IndexError(f"sine-teacher: samples {start} to {stop} are no range")
-        return _validation_tones(self, start, stop) if self.validation else _drawn_tones(self, start, stop)
+        if not self.validation:
+            return self._drawn(start, stop)
+        if stop > len(self):
+            raise IndexError(f"sine-teacher: sample {stop - 1} of {len(self)} validation samples")
+        return validation_tones(self.levels_db, start, stop)
 
     def produce(self, start: int, stop: int, fields: Sequence[str]) -> Mapping[str, Any]:
-        """The named fields of samples [start, stop): NumPy arrays, and y as a tensor on its device."""
+        """The named fields of samples [start, stop): NumPy arrays; y and esr_s as tensors on the device."""
         tones = self.tones(start, stop)
         scalars = {"f0": tones.f0, "dB": tones.db, "phase": tones.phase}
         out: dict[str, Any] = {name: scalars[name] for name in fields if name in scalars}
-        if "x" in fields or "y" in fields:
+        if wanted := {"x", "y", "esr_s"}.intersection(fields):
             wave = tones.wave(self.time_s)
-            if "x" in fields:
+            if "x" in wanted:
                 out["x"] = wave.astype(self.store_dtype)
-            if "y" in fields:
-                out["y"] = self._through_teacher(wave)
+            if wanted != {"x"}:
+                given = self._through_teacher(wave, tones.f0)
+                out |= {name: given[name] for name in wanted - {"x"}}
         return out
 
-    def _through_teacher(self, wave: NDArray[np.float64]) -> Any:
+    def _drawn(self, start: int, stop: int) -> Tones:
+        if self.seed == "fresh":
+            raise _refused("seed", "'fresh' is drawn by the bake; give a number to compute tones outside one")
+        ranges = ToneRanges(self.midi_min, self.midi_max, self.db_min, self.db_max, self.linear_f0)
+        return drawn_tones(ranges, self.seed, start, stop)
+
+    def _through_teacher(self, wave: NDArray[np.float64], f0_hz: NDArray[np.float64]) -> dict[str, Any]:
+        """y as stored, and esr_s where the target has it."""
         import torch
 
-        device = _usable_device(self.device)
+        device, stored = _usable_device(self.device), getattr(torch, self.store_dtype)
         module = amp_module(self.teacher_path.resolve(), self.teacher_sha256, self.compute_dtype, device)
         with torch.inference_mode():
             x = torch.from_numpy(wave).to(getattr(torch, self.compute_dtype)).to(device)
-            return module(x).to(getattr(torch, self.store_dtype))
+            y = module(x)
+            if self.target == "teacher":
+                return {"y": y.to(stored)}
+            last = y[:, -kept_steps(self.sample_rate) :, 0]
+            limited = band_limited(last, f0_hz, self.sample_rate)
+            return {"y": limited.to(stored)[:, :, None], "esr_s": alias_ratio(last, limited)}
 
 
 def _usable_device(wanted: str) -> str:
@@ -210,56 +233,52 @@ def _steps(recipe: SineTeacher) -> int:
     return round(recipe.duration * recipe.sample_rate)
 
 
-# ---- tones
-
-
-def uniforms(seed: int, stream: int, start: int, stop: int) -> NDArray[np.float64]:
-    """Four numbers in [0, 1) for each of samples [start, stop): [stop - start, 4].
-
-    They depend on (seed, stream, sample) alone: Philox 4x64-10 in counter mode (Salmon et al. 2011),
-    the sample number being the counter. Its raw bits are used, and no method of NumPy's Generator,
-    whose streams may change between versions (NEP 19).
-    """
-    key = np.array([seed, stream], dtype=np.uint64)
-    # the generator counts up before each block of four
-    raw = np.random.Philox(key=key, counter=start).random_raw(4 * (stop - start))
-    bits = np.asarray(raw, dtype=np.uint64).reshape(-1, 4)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _drawn_tones(recipe: SineTeacher, start: int, stop: int) -> Tones:
-    if recipe.seed == "fresh":
-        raise _refused("seed", "'fresh' is drawn by the bake; give a number to compute tones outside one")
-    note, level, turn, _ = uniforms(recipe.seed, _TRAINING, start, stop).T
-    low, high = recipe.midi_min, recipe.midi_max
-    f0 = _hz(low) + (_hz(high) - _hz(low)) * note if recipe.linear_f0 else _hz(low + (high - low) * note)
-    quietest = 0.0 if recipe.db_min is None else _amplitude(recipe.db_min)
-    # 1 - level is in (0, 1]: never silence, whose level in dB is no number
-    amplitude = quietest + (_amplitude(recipe.db_max) - quietest) * (1 - level)
-    return Tones(f0, amplitude, 2 * np.pi * turn, 20 * np.log10(amplitude))
-
-
-def _validation_tones(recipe: SineTeacher, start: int, stop: int) -> Tones:
-    if stop > len(recipe):
-        raise IndexError(f"sine-teacher: sample {stop - 1} of {len(recipe)} validation samples")
-    level, note = np.divmod(np.arange(start, stop), len(_VALIDATION_NOTES))
-    db = np.array(recipe.levels_db)[level]
-    return Tones(_hz(_VALIDATION_NOTES[note]), _amplitude(db), np.zeros(len(db)), db)
-
-
-def _hz(note: Any) -> Any:
-    return 440.0 * 2.0 ** ((note - 69.0) / 12.0)
-
-
-def _amplitude(db: Any) -> Any:
-    return 10.0 ** (db / 20.0)
-
-
 # ---- checks
 
 
 def _refused(parameter: str, text: str) -> RecipeError:
     return RecipeError(f"{SineTeacher.name}: {parameter}: {text}")
+
+
+def _settle_with_config(recipe: SineTeacher) -> None:
+    """Coerces the parameters; those that were left out come from the config, else the ordinary ones."""
+    left_out = [name for name in _ORDINARY if getattr(recipe, name) is None]
+    for name in left_out:
+        object.__setattr__(recipe, name, _ORDINARY[name])
+    settle(recipe)
+    if recipe.config is None:
+        return
+    config = PAPER_CONFIGS[recipe.config]
+    if recipe.teacher is None:
+        raise _refused("config", f"{recipe.config} is {config}, whose weights come with --teacher FILE")
+    for name, unit in (("sample_rate", "Hz"), ("duration", "s")):
+        value, wanted = getattr(recipe, name), getattr(config, name)
+        if name in left_out:
+            object.__setattr__(recipe, name, wanted)
+        elif value != wanted:
+            raise _refused(
+                name,
+                f"{value:g} {unit} where config {recipe.config} is {wanted:g} {unit}; leave one out",
+            )
+
+
+def _check_model(recipe: SineTeacher, model: AmpModel) -> None:
+    file = recipe.teacher_path.name
+    if recipe.config is not None and not PAPER_CONFIGS[recipe.config].fits(model.kind):
+        config = PAPER_CONFIGS[recipe.config]
+        raise _refused(
+            "config",
+            f"{recipe.config} is {config}, but the teacher {file} is of kind {model.kind}; name its own",
+        )
+    if model.sample_rate not in (None, recipe.sample_rate):
+        source, way_out = "", "set it to that or name another teacher"
+        if recipe.config is not None:
+            source, way_out = f" (config {recipe.config})", "name another teacher or config"
+        raise _refused(
+            "sample_rate",
+            f"{recipe.sample_rate:g} Hz{source}, but the teacher {file} was made for "
+            f"{model.sample_rate:g} Hz; {way_out}",
+        )
 
 
 def _check_time(recipe: SineTeacher) -> None:
@@ -274,6 +293,10 @@ def _check_time(recipe: SineTeacher) -> None:
             "duration",
             f"{recipe.duration:g} s at {recipe.sample_rate:g} Hz is {steps:g} points a tone; "
             f"it must be from 1 to {points_max:,}",
+        )
+    if recipe.target == "bandlimited" and _steps(recipe) < kept_steps(recipe.sample_rate):
+        raise _refused(
+            "duration", f"{recipe.duration:g} s is below the last second, which target 'bandlimited' keeps"
         )
 
 
@@ -298,7 +321,7 @@ def _check_validation(recipe: SineTeacher) -> None:
         raise _refused("levels_db", "is empty; give at least one level in dB, such as -20")
     for level in recipe.levels_db:
         _check_level("levels_db", level)
-    _check_nyquist("validation", float(_VALIDATION_NOTES[-1]), recipe.sample_rate)
+    _check_nyquist("validation", float(VALIDATION_NOTES[-1]), recipe.sample_rate)
 
 
 def _check_nyquist(parameter: str, note: float, sample_rate: float) -> None:
@@ -320,5 +343,7 @@ def _check_level(parameter: str, level_db: float) -> None:
 def _check_device(recipe: SineTeacher) -> None:
     if not _DEVICE.fullmatch(recipe.device):
         raise _refused("device", f"{recipe.device!r} is not auto, cpu, cuda, cuda:N, xpu or mps")
+    if recipe.device == "mps" and recipe.target == "bandlimited":
+        raise _refused("device", "mps has no float64, which target 'bandlimited' needs; use cpu")
     if recipe.device == "mps" and recipe.compute_dtype == "float64":
         raise _refused("device", "mps has no float64; set compute_dtype to float32")
