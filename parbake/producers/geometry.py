@@ -146,11 +146,11 @@ def _check_volumes(points: NDArray[np.float64], cells: Mapping[str, Indices]) ->
         corners = points[nodes]
         side = np.ptp(corners, axis=1).max(axis=1)
         volumes = jacobians(ELEMENTS[kind], corners)
-        small = np.abs(volumes) <= _DEGENERATE * side[:, None] ** points.shape[1]
-        folded = (volumes > 0).any(axis=1) & (volumes < 0).any(axis=1) & ~small.any(axis=1)
+        small = _DEGENERATE * side[:, None] ** points.shape[1]
+        folded = (volumes > small).any(axis=1) & (volumes < -small).any(axis=1)
         for bad, why in (
-            (small.any(axis=1), "degenerate (no volume, or none at a corner)"),
-            (folded, "folded (its Jacobian changes sign)"),
+            (folded, "folded (the Jacobian changes sign)"),
+            ((np.abs(volumes) <= small).any(axis=1), "degenerate (no volume, or none at a corner)"),
         ):
             if count := int(np.count_nonzero(bad)):
                 first = int(np.argmax(bad))

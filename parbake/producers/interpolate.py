@@ -247,11 +247,11 @@ def _check_outside(
         )
     farthest = int(np.argmax(placement.distance))
     distance = float(placement.distance[farthest])
-    if outside == "error" and not placement.inside.all():
+    count = int(np.count_nonzero(~placement.inside))
+    if outside == "error" and count:
         raise MeshError(
-            f"{np.count_nonzero(~placement.inside):,} of {len(targets):,} target nodes lie outside the "
-            f"source mesh, the farthest, {_place(farthest, targets)}, by {distance:g}; use outside='project', "
-            "'nearest' or 'nan'"
+            f"{count:,} of {len(targets):,} target nodes lie outside the source mesh, the farthest, "
+            f"{_place(farthest, targets)}, by {distance:g}; use outside='project', 'nearest' or 'nan'"
         )
     if distance > limit * diagonal:
         raise _too_far(farthest, targets, distance, diagonal, limit)
@@ -259,8 +259,8 @@ def _check_outside(
 
 def _too_far(node: int, targets: Reals, distance: float, diagonal: float, limit: float) -> MeshError:
     return MeshError(
-        f"target {_place(node, targets)} lies {distance:g} outside the source mesh, "
-        f"{distance / diagonal:.3g} of its diagonal where max_distance is {limit:g}; give both meshes in the same unit and origin, or "
+        f"target {_place(node, targets)} lies {distance:g} outside the source mesh, {distance / diagonal:.3g} "
+        f"of its diagonal where max_distance is {limit:g}; give both in the same unit and origin, or "
         "raise max_distance"
     )
 
