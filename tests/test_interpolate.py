@@ -237,6 +237,31 @@ def test_holes_are_holes() -> None:
     assert cloud.valid.tolist() == [True, True, True, True, False]
 
 
+def test_projection_beats_the_nearest_node_on_an_arc() -> None:
+    points, cells = ring(48, 8)
+    angle = np.random.default_rng(0).uniform(0, 2 * np.pi, 500)
+    arc = np.stack([np.cos(angle), np.sin(angle)], axis=1)  # outside of the polygon that the mesh has there
+    mesh, field, there = Mesh(points, cells), wavy_field(points), wavy_field(arc)
+    errors = [
+        np.abs(applied(build_operator(mesh, arc, outside=outside, max_distance=0.1), field) - there).mean()
+        for outside in ("project", "nearest")
+    ]
+    assert errors[1] > 5 * errors[0]
+
+
+@pytest.mark.parametrize("kind", ["triangle", "quad"])
+def test_real_cells_beat_delaunay_where_they_are_stretched_and_sheared(kind: str) -> None:
+    points, cells = box(kind, 16)
+    shape = np.array([[1, 0], [1, 0.2]])
+    targets = np.random.default_rng(0).uniform(0.1, 0.9, (2000, 2))
+    at, there = targets @ shape, wavy_field(targets)
+    errors = [
+        np.abs(applied(build_operator(mesh, at, max_distance=0), wavy_field(points)) - there).mean()
+        for mesh in (Mesh(points @ shape, cells), Mesh(points @ shape))
+    ]
+    assert errors[1] > 1.3 * errors[0]
+
+
 def test_the_cylinder_is_a_hole_in_real_meshes() -> None:
     names = ("coarse", "medium", "fine", "finest")
     if not (DATA / "cylinder").exists():
