@@ -29,6 +29,10 @@ class TeacherFileError(ParbakeError, ValueError):
     """A model file of an unknown kind, or with missing or misshapen weights."""
 
 
+class MeshError(ParbakeError, ValueError):
+    """A mesh, or a pair of meshes, that nothing can be interpolated on."""
+
+
 class StoreNotFoundError(ParbakeError, FileNotFoundError):
     """No store at this path."""
 
