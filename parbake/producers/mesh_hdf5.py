@@ -33,7 +33,7 @@ def is_vtkhdf(path: Path) -> bool:
     """Whether an HDF5 file holds what VTK calls VTKHDF."""
     import h5py
 
-    with h5py.File(path, "r") as file:
+    with _opened(path) as file:
         return file.get("VTKHDF", getclass=True, getlink=True) is h5py.HardLink
 
 
@@ -50,21 +50,21 @@ def refuse_links_outside(path: Path) -> None:
     """Raise MeshError if anything in an HDF5 file lies in another file: hashes and memos would miss it."""
     import h5py
 
-    def visit(name: bytes, info: Any) -> None:
+    def outside(name: bytes, info: Any) -> str | None:  # what is returned ends the visit
+        shown = name.decode(errors="replace")
         if info.type not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
-            raise MeshError(
-                f"{name.decode(errors='replace')}: an external link; copy what it refers to into the file"
-            )
+            return f"{shown}: an external link; copy what it refers to into the file"
         if info.type == h5py.h5l.TYPE_HARD and isinstance(found := file[name], h5py.Dataset):
             plist = found.id.get_create_plist()
             if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
-                raise MeshError(
-                    f"{name.decode(errors='replace')}: a virtual or external dataset, whose values may lie "
-                    "in other files; copy them into this one"
+                return (
+                    f"{shown}: a virtual or external dataset, its values in other files; copy them into this"
                 )
+        return None
 
     with _opened(path) as file:
-        file.id.links.visit(visit, info=True)
+        if found := file.id.links.visit(outside, info=True):
+            raise MeshError(found)
 
 
 @dataclass(frozen=True, eq=False)

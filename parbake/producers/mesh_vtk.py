@@ -124,10 +124,10 @@ class FileSteps:
             if kind == "openfoam":
                 reader.SetListTimeStepsByControlDict(False)
                 reader.SetSkipZeroTime(False)
-                reader.SetDecomposePolyhedra(False)  # its extra nodes would be in no file
                 reader.SetCreateCellToPoint(True)
             if kind == "exodus":
                 reader.SetApplyDisplacements(False)
+                reader.SetGenerateObjectIdCellArray(False)
                 reader.SetSqueezePoints(False)  # keeps the file's nodes and their order
             reader.UpdateInformation()
             _select(reader, kind)
