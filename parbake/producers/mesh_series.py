@@ -56,9 +56,7 @@ class SeriesKey:
 
     def invalidation_key(self, *, rehash: bool = False) -> dict[str, Any]:
         """Hashes of mesh, times and each channel's values; ``rehash`` trusts none that is remembered."""
-        channels = self.series.channel_sha256(self.channels, rehash=rehash)
-        mesh = self.series.mesh_sha256()  # after the values: a rehash has just read it, too
-        return {"mesh": mesh, "times": self.series.times_sha256(), "channels": channels}
+        return self.series.content_sha256(self.channels, rehash=rehash)
 
 
 class MeshSeries:
@@ -81,6 +79,7 @@ class MeshSeries:
         path: Path | None = None,
         snapshot: Snapshot | None = None,
         stamps: tuple[str, ...] = (),
+        hashes: Mapping[str, str] | None = None,
     ) -> None:
         """For ``open`` and ``from_arrays``. ``data`` and ``snapshot`` None: to be read when needed."""
         self._summary = summary
@@ -88,6 +87,7 @@ class MeshSeries:
         self._path = path
         self._snapshot = snapshot
         self._stamps = stamps if snapshot is None else snapshot.stamps
+        self._hashes = dict(hashes or {})  # as they are remembered, as far as they are known
         self._pid = os.getpid()
 
     @classmethod
@@ -99,7 +99,8 @@ class MeshSeries:
         """
         found = Path(path)
         if (known := recall(found, _KIND)) is not None and "summary" in known[1]:
-            return cls(Summary.from_json(known[1]["summary"]), None, found, known[0])
+            snapshot, values = known
+            return cls(Summary.from_json(values.pop("summary")), None, found, snapshot, hashes=values)
         snapshot = snapshot_of(found)
         data = read_mesh_file(found)
         summary = Summary.of(data)
@@ -218,6 +219,12 @@ class MeshSeries:
         self._settle(rehash=rehash)
         return self._summary.mesh_sha256
 
+    def content_sha256(self, channels: Sequence[str], *, rehash: bool = False) -> dict[str, Any]:
+        """Hashes of mesh, times, and by channel of values; looks at the files once if all is remembered."""
+        values = self.channel_sha256(channels, rehash=rehash)
+        mesh = self.mesh_sha256() if self._path is None else self._summary.mesh_sha256
+        return {"mesh": mesh, "times": self.times_sha256(), "channels": values}
+
     def times_sha256(self) -> str:
         """SHA-256 of the times."""
         return hashlib.sha256(np.array(self._summary.times, "<f8").tobytes()).hexdigest()
@@ -231,17 +238,16 @@ class MeshSeries:
         if self._path is None:
             return channel_sha256(self._opened(), names)
         snapshot = self._settle(rehash=rehash)
-        known = None if rehash else recall(self._path, _KIND)
-        hashes = known[1] if known is not None else {}
-        missing = [name for name in names if f"channel:{name}" not in hashes]
-        try:
-            found = channel_sha256(self._opened(), missing) if missing else {}
-        except (ParbakeError, OSError) as error:
-            raise self._error(error) from None
-        self._settle()  # read from files that were not being written at the same time
-        if found:
-            remember(snapshot, _KIND, {f"channel:{name}": digest for name, digest in found.items()})
-        return {name: found.get(name) or hashes[f"channel:{name}"] for name in names}
+        keys = {name: f"channel:{name}" for name in names}
+        if missing := [name for name in names if rehash or keys[name] not in self._hashes]:
+            try:
+                found = channel_sha256(self._opened(), missing)
+            except (ParbakeError, OSError) as error:
+                raise self._error(error) from None
+            self._settle()  # the files that were read were not being written at the same time
+            self._hashes |= {keys[name]: digest for name, digest in found.items()}
+            remember(snapshot, _KIND, {keys[name]: self._hashes[keys[name]] for name in missing})
+        return {name: self._hashes[keys[name]] for name in names}
 
     # ---- how it stays one series
 
