@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from parbake import cli_output as output
 from parbake import cli_recipe
 from parbake.errors import ParbakeError
 
@@ -126,13 +127,22 @@ class ProducerCommand(click.Command):
 def producer_command(source: cli_recipe.Source) -> click.Command:
     """``build``'s command for one source. Raises RecipeError for a field that clashes with an option."""
 
+    from parbake import cli_mesh
+
+    several = cli_mesh.OPTIONS if source.spec == cli_mesh.PRODUCER else ()
+
     @click.pass_context
     def callback(ctx: click.Context, /, **values: Any) -> None:
         common = {p.name: values.pop(p.name) for p in COMMON_OPTIONS if p.name}
+        which = {p.name: values.pop(p.name) for p in several if p.name}
         given = cli_recipe.given_params(source, values)
-        run(ctx, source, given, BuildOptions(**_with_recipe(common, source.store)))
+        options = BuildOptions(**_with_recipe(common, source.store))
+        if any(which.values()):
+            cli_mesh.run_pairs(ctx, given, options, **which)
+        else:
+            run(ctx, source, given, options)
 
-    own = list(cli_recipe.producer_options(source, COMMON_OPTIONS))
+    own = [*several, *cli_recipe.producer_options(source, (*COMMON_OPTIONS, *several))]
     help_text = cli_recipe.summary(source.cls) or f"Bake {source.spec}."
     return ProducerCommand(source.spec, params=[*own, *COMMON_OPTIONS], callback=callback, help=help_text)
 
@@ -155,20 +165,28 @@ def run(
     if (options.output is None) == (options.cache is None):
         both = "not both" if options.output else f"for example: parbake build {source.spec} -o train.zarr"
         raise click.UsageError(f"say where: -o PATH or --cache DIR, {both}", ctx)
+    result = built(ctx, source.make(given), options)
+    if options.as_json:
+        output.print_json(**result)
+    ctx.exit(0 if result.get("fits", True) else 1)
 
-    from parbake import cli_output as output
+
+def built(ctx: click.Context, producer: Any, options: BuildOptions) -> dict[str, Any]:
+    """Bake or predict; tells the result, but as JSON gives it back only."""
     from parbake.producers import bake
 
-    producer = source.make(given)
     with cli_recipe.results_kept_apart():
-        path = options.output or _cache_path(producer, options)
+        if options.cache is not None:
+            producer, path = _in_cache(producer, options.cache, options.rehash)
+        else:
+            assert options.output is not None
+            path = options.output
     if options.dry_run:
         from parbake.producers.dry_run import dry_run
 
         with cli_recipe.results_kept_apart():
             predicted = dry_run(producer, path, codec=options.codec, batch_size=options.batch_size)
-        output.show_dry_run(path, predicted, options.as_json)
-        ctx.exit(0 if predicted.fits else 1)
+        return output.show_dry_run(path, predicted, options.as_json)
 
     from parbake.progress import default_progress
 
@@ -192,7 +210,7 @@ def run(
             command=ctx.meta["parbake.command"],
         )
     with store:
-        output.show_bake(path, store, watch.last, options.as_json)
+        return output.show_bake(path, store, watch.last, options.as_json)
 
 
 class Watch:
@@ -207,10 +225,11 @@ class Watch:
         self._display(progress)
 
 
-def _cache_path(producer: Any, options: BuildOptions) -> Path:
+def _in_cache(producer: Any, folder: Path, rehash: bool) -> tuple[Any, Path]:
+    from parbake.producers.cached import at_home
     from parbake.store.cache import store_name
     from parbake.store.keys import producer_keys
 
-    keys, _ = producer_keys(producer, rehash=options.rehash)
-    assert options.cache is not None
-    return options.cache / store_name(keys)
+    producer = at_home(producer, folder)
+    keys, _ = producer_keys(producer, rehash=rehash)
+    return producer, folder / store_name(keys)

@@ -26,36 +26,37 @@ if TYPE_CHECKING:
     from parbake.store.verify import Damage, VerifyReport
 
 
-def show_bake(path: Path, store: Store, last: Progress | None, as_json: bool) -> None:
-    """One line on what the bake left."""
+def show_bake(path: Path, store: Store, last: Progress | None, as_json: bool) -> dict[str, Any]:
+    """One line on what the bake left; as JSON it is given back only."""
     raw, stored = raw_nbytes(store), stored_nbytes(store)
     baked = last.samples_total if last is not None else 0
     seconds = last.seconds if last is not None else 0.0
+    result = {
+        "path": str(path),
+        "samples": store.samples,
+        "samples_baked": baked,
+        "nbytes_raw": raw,
+        "nbytes_stored": stored,
+        "ratio": ratio_of(raw, stored),
+        "seconds": seconds,
+        "digest": store.digest,
+    }
     if as_json:
-        print_json(
-            path=str(path),
-            samples=store.samples,
-            samples_baked=baked,
-            nbytes_raw=raw,
-            nbytes_stored=stored,
-            ratio=ratio_of(raw, stored),
-            seconds=seconds,
-            digest=store.digest,
-        )
-        return
+        return result
     did = "nothing left to bake"
     if baked:
         which = "" if baked == store.samples else f"{baked:,} of them "
         did = f"{which}baked in {human.duration(seconds)}"
     samples = human.count(store.samples, "sample")
     click.echo(f"{path}: {samples}, {human.size(stored)} (ratio {human.ratio(raw, stored)}), {did}")
+    return result
 
 
-def show_dry_run(path: Path, predicted: DryRun, as_json: bool) -> None:
-    """What a bake would make and cost."""
+def show_dry_run(path: Path, predicted: DryRun, as_json: bool) -> dict[str, Any]:
+    """What a bake would make and cost; as JSON it is given back only."""
+    result = {"path": str(path), **vars(predicted), "ratio": predicted.ratio, "fits": predicted.fits}
     if as_json:
-        print_json(path=str(path), **vars(predicted), ratio=predicted.ratio, fits=predicted.fits)
-        return
+        return result
     kept = predicted.samples - predicted.missing_samples
     fits = "fits" if predicted.fits else "DOES NOT FIT"
     rows = [
@@ -69,6 +70,7 @@ def show_dry_run(path: Path, predicted: DryRun, as_json: bool) -> None:
         ("a random sample", f"decodes {human.size(predicted.read_nbytes_per_sample)}"),
     ]
     print_parts(pairs(rows))
+    return result
 
 
 def show_freshness(path: Path, freshness: Freshness, as_json: bool) -> None:
@@ -137,8 +139,8 @@ def show_stores(folder: Path, stores: Sequence[StoreSummary], as_json: bool) -> 
         return
     if stores:
         # a cache names its entries by producer and keys: said once is enough in 80 columns
-        named = all(s.path.name == f"{s.producer}-{s.keys}.zarr" for s in stores)
-        origin = () if named else ("producer", "keys")
+        named = all(s.path.name.startswith(f"{s.producer}-") for s in stores)
+        origin = ("inputs",) if named else ("producer", "keys")
         header = ("store", *origin, "samples", "size", "ratio", "state", "used")
         cells = [_listed(store, named) for store in stores]
         print_parts(table(header, cells, right=range(len(origin) + 1, len(origin) + 4), gap=1))
@@ -175,7 +177,7 @@ def show_cleared(
 def _listed(store: StoreSummary, named: bool) -> tuple[str, ...]:
     return (
         store.path.name,
-        *(() if named else (store.producer or "-", (store.keys or "-")[:8])),
+        *((", ".join(store.inputs) or "-",) if named else (store.producer or "-", (store.keys or "-")[:8])),
         f"{store.samples:,}" if store.samples is not None else "-",
         human.size(store.nbytes_stored),
         human.ratio(store.ratio, 1) if store.ratio else "-",

@@ -206,7 +206,7 @@ def test_a_class_in_the_current_folder_is_found_and_made_again_from_its_recipe(f
     [
         ("sine-teachr", "unknown producer 'sine-teachr' (did you mean 'sine-teacher'?)"),
         ("sine_teacher", "unknown producer 'sine_teacher' (did you mean 'sine-teacher'?)"),
-        ("zzz", "unknown producer 'zzz' (there is sine-teacher, teacher)"),
+        ("zzz", "unknown producer 'zzz' (there is mesh, sine-teacher, teacher)"),
         ("../x:Y", "'../x:Y': '../x' is not a module's name"),
         ("no_such_module:Y", "no_such_module:Y: no module 'no_such_module' in "),
         ("broken:Y", "broken:Y: importing broken failed: ValueError: two lines"),

@@ -6,12 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parbake.producers.mesh import MeshPair
+    from parbake.producers.mesh_series import MeshSeries
     from parbake.producers.sine import SineTeacher
     from parbake.producers.teacher import Teacher
 
-_HOME_OF = {"SineTeacher": "parbake.producers.sine", "Teacher": "parbake.producers.teacher"}
+_HOME_OF = {
+    "MeshPair": "parbake.producers.mesh",
+    "MeshSeries": "parbake.producers.mesh_series",
+    "SineTeacher": "parbake.producers.sine",
+    "Teacher": "parbake.producers.teacher",
+}
 
-__all__ = ["SineTeacher", "Teacher"]
+__all__ = ["MeshPair", "MeshSeries", "SineTeacher", "Teacher"]
 
 
 def __getattr__(name: str) -> Any:

@@ -434,6 +434,8 @@ def _run(job: _Job, reporter: Reporter) -> None:
     todo = [plan for plan in job.slabs if valid_record(job.shared, plan) is None]
     for plan in todo:
         staging.record(plan.slab).unlink(missing_ok=True)
+    for notice in getattr(job.request.producer, "notices", ()):
+        reporter.notice(notice)
     reporter.begin(sum(plan.missing for plan in todo))
     try:
         try:
@@ -645,6 +647,7 @@ def _provenance(
         "seed_drawn": job.seed_drawn,
         "recipe": recipe_of(job.request.producer),
         "accepted_source": list(old.provenance["accepted_source"]) if old else [],
+        "notices": list(getattr(job.request.producer, "notices", ())),
         "segments": [segment.as_json() for segment in segments],
         "bakes": [*(old.provenance["bakes"] if old else []), this],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from parbake import settings
 from parbake.errors import DamagedStoreError, StoreNotFoundError, UnfinishedStoreError
@@ -39,8 +39,10 @@ def cached(
     """
     if not use_cache:
         return ComputedStore(producer, rehash=rehash)
+    folder = settings.cache_home() if cache_dir is None else Path(cache_dir).expanduser()
+    producer = at_home(producer, folder)
     keys, _ = producer_keys(producer, rehash=rehash)
-    path = (settings.cache_home() if cache_dir is None else Path(cache_dir).expanduser()) / store_name(keys)
+    path = folder / store_name(keys)
     try:
         store = open_store(path)
     except (StoreNotFoundError, UnfinishedStoreError, DamagedStoreError):
@@ -59,3 +61,9 @@ def cached(
         rehash=rehash,
         command=command,
     )
+
+
+def at_home(producer: Producer, folder: Path) -> Producer:
+    """``producer`` with what it keeps for itself, if anything, in the same cache folder."""
+    in_cache = getattr(producer, "in_cache", None)
+    return producer if in_cache is None else cast(Producer, in_cache(folder))

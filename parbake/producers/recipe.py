@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 BUILTIN_PRODUCERS: Mapping[str, str] = {
+    "mesh": "parbake.producers.mesh:MeshPair",
     "sine-teacher": "parbake.producers.sine:SineTeacher",
     "teacher": "parbake.producers.teacher:Teacher",
 }
@@ -195,7 +196,8 @@ def recipe_of(producer: object) -> dict[str, Any] | None:
     if spec is None:
         return None
     try:
-        params = {f.name: _plain(getattr(producer, f.name)) for f in dataclasses.fields(producer) if f.init}
+        recorded = [f for f in dataclasses.fields(producer) if f.init and f.metadata.get("recipe", True)]
+        params = {f.name: _plain(getattr(producer, f.name)) for f in recorded}
     except TypeError:
         return None
     return {"producer": spec, "params": params}

@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from parbake.errors import DamagedStoreError, NotAStoreError, StoreNotFoundError
 from parbake.store.keys import Keys, digest
@@ -24,14 +25,15 @@ _BAKING = staging_root(Path("x")).name.removeprefix("x")
 class StoreSummary:
     """One store of a folder. What is not known of an unfinished or broken one is None.
 
-    ``keys``: first digits of the digest of the shared keys. ``state``: complete, edited (only
-    descriptions were), unfinished or broken. ``slabs``: done and total of an unfinished bake, also of one
+    ``inputs``: names of the files that its recipe names. ``keys``: first digits of the digest of the shared
+    keys. ``state``: complete, edited (only descriptions were), unfinished or broken. ``slabs``: done and total of an unfinished bake, also of one
     beside a complete store. ``nbytes_stored``: all files, those of unfinished bakes included.
     ``last_used``: when its metadata was last read, as the file system keeps it (often by the day).
     """
 
     path: Path
     producer: str | None
+    inputs: tuple[str, ...]
     keys: str | None
     samples: int | None
     nbytes_raw: int | None
@@ -75,12 +77,14 @@ def _summary(path: Path) -> StoreSummary | None:
     stored = nbytes_of(path)
     last_used = _last_used(path / ROOT)
     producer = keys = samples = raw = None
+    inputs: tuple[str, ...] = ()
     try:
         with _unread(path / ROOT), contextlib.closing(open_folder(path)) as opened_folder:
             opened = open_metadata(opened_folder)
         document = opened.document
         producer, keys = str(document.keys.shared["producer"]), document.keys.digest[:DIGEST_DIGITS]
         samples = document.samples
+        inputs = _inputs(document.provenance.get("recipe"))
         raw = samples * sum(field.layout.sample_nbytes for field in document.fields.values())
         state = "edited" if opened.edited else "complete"
     except DamagedStoreError:
@@ -90,7 +94,13 @@ def _summary(path: Path) -> StoreSummary | None:
             return None
         state = "unfinished"
         producer, samples = furthest.plan.get("producer"), furthest.plan.get("samples")
-    return StoreSummary(path, producer, keys, samples, raw, stored, state, slabs, last_used)
+    return StoreSummary(path, producer, inputs, keys, samples, raw, stored, state, slabs, last_used)
+
+
+def _inputs(recipe: Any) -> tuple[str, ...]:
+    params = recipe.get("params") if isinstance(recipe, Mapping) else None
+    texts = params.values() if isinstance(params, Mapping) else ()
+    return tuple(Path(text).name for text in texts if isinstance(text, str) and text.startswith("/"))
 
 
 @contextlib.contextmanager

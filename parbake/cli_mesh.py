@@ -1,0 +1,60 @@
+"""``parbake build mesh --meshes DIR --all-pairs``: every pair of a folder's series at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from parbake import cli_output as output
+from parbake import cli_recipe, human
+
+if TYPE_CHECKING:
+    from parbake.cli_build import BuildOptions
+
+PRODUCER = "mesh"
+OPTIONS = (
+    click.Option(
+        ["--meshes"],
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        metavar="DIR",
+        help="A folder of mesh series of several resolutions, with --all-pairs.",
+    ),
+    click.Option(
+        ["--all-pairs"], is_flag=True, help="Bake each series of --meshes with every finer one, into --cache."
+    ),
+)
+
+
+def run_pairs(
+    ctx: click.Context,
+    given: Mapping[str, Any],
+    options: BuildOptions,
+    meshes: Path | None,
+    all_pairs: bool,
+) -> None:
+    """Bake or predict every pair; a line each."""
+    from parbake.cli_build import built
+    from parbake.producers import mesh
+
+    if meshes is None or not all_pairs:
+        raise click.UsageError("--meshes DIR and --all-pairs go together", ctx)
+    if clash := [f"--{name}" for name in ("source", "target") if name in given]:
+        raise click.UsageError(f"{clash[0]} is one pair; leave it out, or --all-pairs", ctx)
+    if options.cache is None or options.output is not None:
+        raise click.UsageError("several stores go into a folder: --cache DIR", ctx)
+    with cli_recipe.results_kept_apart():
+        pairs = list(mesh.all_pairs(meshes, **given))
+    results = []
+    for number, pair in enumerate(pairs, 1):
+        names = f"{Path(str(pair.source)).name} -> {Path(str(pair.target)).name}"
+        click.echo(f"{number} of {len(pairs)}: {names}", err=True)
+        results.append({"source": str(pair.source), "target": str(pair.target), **built(ctx, pair, options)})
+    stored = sum(result["nbytes_stored"] for result in results)
+    if options.as_json:
+        output.print_json(folder=str(options.cache), pairs=results, nbytes_stored=stored)
+    else:
+        click.echo(f"{options.cache}: {human.count(len(pairs), 'pair')}, {human.size(stored)}")
+    ctx.exit(0 if all(result.get("fits", True) for result in results) else 1)

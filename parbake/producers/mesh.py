@@ -1,0 +1,287 @@
+"""Fields of a coarse mesh at the nodes of a finer one, beside the finer one's own: pairs for learning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import permutations
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parbake import settings
+from parbake.errors import MeshError, RecipeError
+from parbake.producers.interpolate import Method, Operator, Outside
+from parbake.producers.mesh_operator import OperatorChoice, operator_between
+from parbake.producers.mesh_series import MeshSeries
+from parbake.producers.recipe import settle
+from parbake.store.keys import JSON
+from parbake.store.layout import Coord, Field
+
+_AXES = ("x", "y", "z")
+_LISTED = 5  # unmatched times that a notice names
+
+
+def _option(help_text: str) -> dict[str, str]:
+    return {"help": help_text}
+
+
+@dataclass(frozen=True)
+class MeshPair:
+    """Fields of a coarse mesh series at the nodes of a finer one, step by step.
+
+    Fields, each [node, channel] at the target's nodes: coarse_interp, the source's values interpolated;
+    fine_features, the target's own; with ``residual`` their difference fine_features - coarse_interp.
+    Scalar time (s), the target's. Coordinates: the channels' names, the nodes' positions x, y(, z).
+
+    ``source``, ``target``: files that ``MeshSeries.open`` reads, or series at hand; the keys are the same
+    either way: both meshes, times and the values of the used channels, by content. ``channels``: those of
+    both series unless named. Steps belong together where their times differ by at most
+    ``time_tolerance`` seconds (a thousandth of the shortest step unless given), or, with ``step_offset``
+    k, step i of the source with step i + k of the target; ``notices`` lists steps that have no partner.
+
+    ``method``: linear, nearest, idw (inverse squared distances), rbf (local thin-plate splines).
+    ``outside``: what target nodes outside the source mesh get: the value at the closest boundary point
+    (project), at the nearest node, NaN, or an error; and an error in any case where one lies further out
+    than ``max_distance``, a fraction of the source mesh's diagonal. ``dtype``: as stored; operators are
+    computed in float64. ``operators``: the folder that keeps them (default: the cache folder).
+
+    Raises MeshError, RecipeError.
+    """
+
+    name: ClassVar[str] = "mesh"
+    version: ClassVar[int] = 1
+
+    source: Path | MeshSeries = field(metadata=_option("Mesh series of the coarse solution."))
+    target: Path | MeshSeries = field(metadata=_option("Mesh series of the fine solution."))
+    method: Method = field(default="linear", metadata=_option("How to interpolate."))
+    outside: Outside = field(default="project", metadata=_option("Nodes outside the source mesh."))
+    max_distance: float = field(
+        default=0.05, metadata=_option("How far out a node may lie, in diagonals of the source mesh.")
+    )
+    channels: tuple[str, ...] = field(default=(), metadata=_option("Channel to use; default: all in both."))
+    time_tolerance: float | None = field(
+        default=None, metadata=_option("Seconds between times of one step; default: a 1000th of a step.")
+    )
+    step_offset: int | None = field(
+        default=None, metadata=_option("Pair steps by number instead: source i with target i + this.")
+    )
+    residual: bool = field(default=False, metadata=_option("Also store fine_features - coarse_interp."))
+    dtype: Literal["float32", "float64"] = field(default="float32", metadata=_option("As stored."))
+    operators: Path | None = field(default=None, metadata={"option": False, "recipe": False})
+
+    def __post_init__(self) -> None:
+        settle(self)
+        if self.step_offset is not None and self.time_tolerance is not None:
+            raise RecipeError("mesh: step_offset and time_tolerance exclude each other; leave one out")
+        if self.time_tolerance is not None and not self.time_tolerance >= 0:
+            raise RecipeError(f"mesh: time_tolerance: {self.time_tolerance:g} s is negative")
+        for name in ("source", "target"):
+            if isinstance(path := getattr(self, name), Path):
+                object.__setattr__(self, name, path.absolute())
+
+    def in_cache(self, folder: Path) -> MeshPair:
+        """The same producer, its operators kept in ``folder`` with the stores."""
+        return self if self.operators is not None else replace(self, operators=folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        cached = [name for name, value in vars(type(self)).items() if isinstance(value, cached_property)]
+        return {name: value for name, value in vars(self).items() if name not in cached}
+
+    # ---- what is paired
+
+    @cached_property
+    def source_series(self) -> MeshSeries:
+        return _series(self.source)
+
+    @cached_property
+    def target_series(self) -> MeshSeries:
+        return _series(self.target)
+
+    @cached_property
+    def used_channels(self) -> tuple[str, ...]:
+        """Names of the channels, in the target's order."""
+        coarse, fine = self.source_series.channels, self.target_series.channels
+        for name in self.channels:
+            for series, side in ((coarse, "source"), (fine, "target")):
+                if name not in series:
+                    raise MeshError(f"mesh: no channel {name!r} in the {side}; it has {', '.join(series)}")
+        used = self.channels or tuple(name for name in fine if name in coarse)
+        if not used:
+            raise MeshError(
+                f"mesh: source and target share no channel: {', '.join(coarse)}; {', '.join(fine)}"
+            )
+        return used
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """Steps that belong together, [pair, 2]: of the source and of the target, ascending."""
+        coarse, fine = self.source_series.times, self.target_series.times
+        if self.step_offset is not None:
+            first = np.arange(len(coarse))
+            pairs = np.stack([first, first + self.step_offset], axis=1)
+            pairs = pairs[(pairs[:, 1] >= 0) & (pairs[:, 1] < len(fine))]
+        else:
+            pairs = paired_times(coarse, fine, self.tolerance_s)
+        if not len(pairs):
+            raise MeshError(
+                f"mesh: no steps belong together: source {_span(coarse)}, target {_span(fine)}, within "
+                f"{self.tolerance_s:g} s; set time_tolerance, or step_offset to pair them by number"
+            )
+        return pairs
+
+    @property
+    def tolerance_s(self) -> float:
+        """Seconds by which times of one step may differ."""
+        if self.time_tolerance is not None:
+            return self.time_tolerance
+        times = (self.source_series.times, self.target_series.times)
+        steps = np.concatenate([np.diff(t) for t in times])
+        return 1e-3 * float(steps.min()) if len(steps) else 1e-6 * float(max(1.0, *map(np.max, times)))
+
+    @cached_property
+    def notices(self) -> tuple[str, ...]:
+        """What to know, for people: what reading changed, steps without a partner, nodes outside."""
+        sides = (("source", self.source_series, 0), ("target", self.target_series, 1))
+        read = [f"{side}: {text}" for side, series, _ in sides for text in series.notices]
+        lone = [text for side, s, i in sides for text in _unmatched(side, s.times, self.steps[:, i])]
+        return (*read, *lone, *self.operator.notices)
+
+    # ---- the producer
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def schema(self) -> dict[str, Field]:
+        points = self.target_series.mesh.points
+        units = self.target_series.units
+        described = ", ".join(f"{n} ({units[n]})" if n in units else n for n in self.used_channels)
+        coords = {
+            "channel": Coord(np.array(self.used_channels)),
+            **{axis: Coord(points[:, i], dim="node") for i, axis in enumerate(_AXES[: points.shape[1]])},
+        }
+        texts = {
+            "coarse_interp": "source interpolated to the target's nodes",
+            "fine_features": "target",
+            "residual": "fine_features - coarse_interp",
+        }
+        alike = {units.get(name) for name in self.used_channels}
+        return {
+            **{
+                name: Field(
+                    (len(points), len(self.used_channels)),
+                    self.dtype,
+                    ("node", "channel"),
+                    units=alike.copy().pop() if len(alike) == 1 else None,
+                    description=f"{text}: {described}",
+                    coords=coords,
+                    allow_nan=self.outside == "nan" and name != "fine_features",
+                )
+                for name, text in texts.items()
+                if name != "residual" or self.residual
+            },
+            "time": Field((), "float64", (), units="s", description="time of the target's step"),
+        }
+
+    def invalidation_keys(self) -> dict[str, JSON]:
+        keys: dict[str, Any] = {
+            "source": self.source_series.key(self.used_channels),
+            "target": self.target_series.key(self.used_channels),
+            "channels": self.used_channels,
+            "method": self.method,
+            "outside": self.outside,
+            "max_distance": self.max_distance,
+        }
+        pairing = {"time_tolerance": self.tolerance_s} if self.step_offset is None else {}
+        return keys | pairing | {"step_offset": self.step_offset}
+
+    def produce(self, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The named fields of pairs [start, stop)."""
+        steps = self.steps[start:stop]
+        found: dict[str, NDArray[Any]] = {}
+        if "time" in fields:
+            found["time"] = self.target_series.times[steps[:, 1]]
+        if {"fine_features", "residual"} & set(fields):
+            found["fine_features"] = self.target_series.read(steps[:, 1].tolist(), self.used_channels)
+        if {"coarse_interp", "residual"} & set(fields):
+            found["coarse_interp"] = self.operator.apply(
+                self.source_series.read(steps[:, 0].tolist(), self.used_channels)
+            )
+        if "residual" in fields:
+            found["residual"] = found["fine_features"] - found["coarse_interp"]
+        return {n: found[n] if n == "time" else found[n].astype(self.dtype, copy=False) for n in fields}
+
+    @cached_property
+    def operator(self) -> Operator:
+        """The matrix from the source's nodes to the target's, kept for whatever fields and times."""
+        choice = OperatorChoice(self.method, self.outside, self.max_distance, "float64")
+        folder = self.operators or settings.cache_home()
+        return operator_between(self.source_series, self.target_series, choice, folder)
+
+
+def all_pairs(folder: Path, **options: Any) -> Iterator[MeshPair]:
+    """A pair for each series in ``folder`` and each finer one, by number of nodes; the coarsest first.
+
+    ``options``: of every pair. Raises MeshError where fewer than two files are series.
+    """
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    series = sorted(_those_that_open(files), key=lambda found: found.nodes)
+    if len(series) < 2:
+        raise MeshError(f"{folder}: {len(series)} mesh series in it, at least two make a pair")
+    for coarse, fine in permutations(series, 2):
+        if coarse.nodes < fine.nodes:
+            assert coarse.path is not None
+            assert fine.path is not None
+            yield MeshPair(coarse.path, fine.path, **options)
+
+
+def _those_that_open(files: Sequence[Path]) -> Iterator[MeshSeries]:
+    refused = []
+    for file in files:
+        try:
+            yield MeshSeries.open(file)
+        except MeshError as error:
+            refused.append(error)
+    if len(refused) == len(files) and refused:
+        raise refused[0]
+
+
+def paired_times(
+    coarse: NDArray[np.float64], fine: NDArray[np.float64], tolerance_s: float
+) -> NDArray[np.int64]:
+    """Steps [pair, 2] whose times differ by at most the tolerance, each step in one pair at most.
+
+    Both ascending. Of several candidates the nearest two take each other.
+    """
+    after = np.clip(np.searchsorted(coarse, fine), 1, max(1, len(coarse) - 1))
+    near = np.where(
+        (len(coarse) > 1) & (np.abs(fine - coarse[after - 1]) > np.abs(fine - coarse[after % len(coarse)])),
+        after % len(coarse),
+        after - 1,
+    )
+    apart = np.abs(coarse[near] - fine)
+    order = np.lexsort((apart, near))
+    order = order[apart[order] <= tolerance_s]
+    first = np.unique(near[order], return_index=True)[1]
+    chosen = np.sort(order[first])
+    return np.stack([near[chosen], chosen], axis=1).astype(np.int64)
+
+
+def _series(given: Path | MeshSeries) -> MeshSeries:
+    return given if isinstance(given, MeshSeries) else MeshSeries.open(given)
+
+
+def _span(times: NDArray[np.float64]) -> str:
+    return f"{len(times)} steps from {times[0]:g} to {times[-1]:g} s"
+
+
+def _unmatched(side: str, times: NDArray[np.float64], used: NDArray[np.int64]) -> list[str]:
+    lone = np.delete(times, used)
+    if not len(lone):
+        return []
+    listed = ", ".join(f"{time:g}" for time in lone[:_LISTED])
+    more = f" and {len(lone) - _LISTED} more" if len(lone) > _LISTED else ""
+    return [f"{side}: {len(lone):,} of {len(times):,} steps have no partner: {listed}{more} s"]
