@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.producers.threads import one_thread
+from parbake.producers.torch_settings import teacher_settings
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ def band_limited(y: torch.Tensor, f0_hz: NDArray[np.float64], sample_rate: float
     A harmonic at exactly half the sample rate is its own mirror image and counts once. One within a main
     lobe of it, but not there, overlaps its image and is read with an error, as the method has it.
     """
-    with one_thread():
+    with teacher_settings(y.is_cuda):
         ascending = np.argsort(f0_hz, kind="stable")  # the tones with many harmonics first
         rows = _indices(ascending, y)
         counts = 1 + np.floor(sample_rate / (2 * f0_hz[ascending])).astype(np.int64)  # DC is number 0

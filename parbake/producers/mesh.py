@@ -195,8 +195,7 @@ class MeshPair:
             "outside": self.outside,
             "max_distance": self.max_distance,
         }
-        pairing = {"time_tolerance": self.tolerance_s} if self.step_offset is None else {}
-        return keys | pairing | {"step_offset": self.step_offset}
+        return keys | {"time_tolerance": self.time_tolerance, "step_offset": self.step_offset}
 
     def produce(self, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
         """The named fields of pairs [start, stop)."""
@@ -216,10 +215,16 @@ class MeshPair:
 
     @cached_property
     def operator(self) -> Operator:
-        """The matrix from the source's nodes to the target's, kept for whatever fields and times."""
-        choice = OperatorChoice(self.method, self.outside, self.max_distance, "float64")
+        """The matrix from the source's nodes to the target's, kept for whatever fields and times.
+
+        Kept in float64; used in float32 where the fields are, which is faster and no worse.
+        """
+        choice = OperatorChoice(self.method, self.outside, self.max_distance)
         folder = self.operators or settings.cache_home()
-        return operator_between(self.source_series, self.target_series, choice, folder)
+        kept = operator_between(self.source_series, self.target_series, choice, folder)
+        dtypes = self.source_series.dtypes
+        narrow = all(dtypes[name] == np.float32 for name in self.used_channels) and self.dtype == "float32"
+        return replace(kept, matrix=kept.matrix.astype(np.float32)) if narrow else kept
 
 
 def all_pairs(folder: Path, **options: Any) -> Iterator[MeshPair]:

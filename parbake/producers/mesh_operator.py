@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ class OperatorChoice:
     method: Method
     outside: Outside
     max_distance: float
-    dtype: Literal["float32", "float64"]
 
 
 @dataclass(frozen=True, eq=False)

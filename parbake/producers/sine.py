@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from parbake.errors import RecipeError
 from parbake.producers.amp_models import AmpModel, amp_module, load_amp_model
 from parbake.producers.bandlimited import alias_ratio, band_limited, kept_steps
+from parbake.producers.networks import usable_device
 from parbake.producers.paper import PAPER_CONFIGS, ConfigNumber
 from parbake.producers.recipe import settle
 from parbake.producers.tones import VALIDATION_NOTES, ToneRanges, Tones, drawn_tones, validation_tones
@@ -37,8 +38,8 @@ def _option(help_text: str) -> dict[str, str]:
 class SineTeacher:
     """Sine tones and what a teacher network makes of them.
 
-    Fields: x, the tone A sin(2 pi f0 t + phase), and y, the teacher's output from zero state, both
-    [time, 1]; scalars f0 (Hz), dB (20 log10 A) and phase (radians).
+    Fields: x, the tone A sin(2 pi f0 t + phase), and y, the teacher's output, started anew for
+    each tone, both [time, 1]; scalars f0 (Hz), dB (20 log10 A) and phase (radians).
 
     ``target="bandlimited"``: y is the alias-free part of the output's last second, [time_kept, 1] with
     round(sample_rate) steps (see ``bandlimited``), so that a student is trained on
@@ -65,7 +66,7 @@ class SineTeacher:
     version: ClassVar[int] = 1
 
     teacher: Path | None = field(
-        default=None, metadata=_option("Model file: LSTM or GRU, Proteus JSON. Default: a diode clipper.")
+        default=None, metadata=_option("Model file: Proteus JSON or .nam 0.5. Default: a diode clipper.")
     )
     config: ConfigNumber | None = field(
         default=None, metadata=_option("Set-up of arXiv 2505.11375; its weights come with --teacher.")
@@ -204,7 +205,7 @@ class SineTeacher:
         """y as stored, and esr_s where the target has it."""
         import torch
 
-        device, stored = _usable_device(self.device), getattr(torch, self.store_dtype)
+        device, stored = usable_device(self.device, self.name), getattr(torch, self.store_dtype)
         module = amp_module(self.teacher_path.resolve(), self.teacher_sha256, self.compute_dtype, device)
         with torch.inference_mode():
             x = torch.from_numpy(wave).to(getattr(torch, self.compute_dtype)).to(device)
@@ -214,19 +215,6 @@ class SineTeacher:
             last = y[:, -kept_steps(self.sample_rate) :, 0]
             limited = band_limited(last, f0_hz, self.sample_rate)
             return {"y": limited.to(stored)[:, :, None], "esr_s": alias_ratio(last, limited)}
-
-
-def _usable_device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=wanted)
-    except (AssertionError, RuntimeError) as error:  # what torch raises without that backend or number
-        text = " ".join(str(error).split())[:120]
-        raise _refused("device", f"{wanted!r} cannot be used here: {text}") from error
-    return wanted
 
 
 def _steps(recipe: SineTeacher) -> int:

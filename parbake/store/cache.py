@@ -26,8 +26,9 @@ class StoreSummary:
     """One store of a folder. What is not known of an unfinished or broken one is None.
 
     ``inputs``: names of the files that its recipe names. ``keys``: first digits of the digest of the shared
-    keys. ``state``: complete, edited (only descriptions were), unfinished or broken. ``slabs``: done and total of an unfinished bake, also of one
-    beside a complete store. ``nbytes_stored``: all files, those of unfinished bakes included.
+    keys. ``state``: complete, edited (only descriptions were), unfinished or broken. ``slabs``: done and
+    total of an unfinished bake, also of one beside a complete store. ``nbytes_stored``: all files, those of
+    unfinished bakes included.
     ``last_used``: when its metadata was last read, as the file system keeps it (often by the day).
     """
 

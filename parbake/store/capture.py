@@ -120,8 +120,8 @@ def _composite(value: Any, captured: Captured, path: str) -> Any:
         captured._level > _DECLARED or not isinstance(value, set | frozenset)
     ):
         return _container(value, captured, path)
-    if callable(told := getattr(type(value), "invalidation_key", None)):
-        return told(value, rehash=captured.rehash)  # it knows its content itself
+    if callable(told := getattr(type(value), "invalidation_key", None)):  # it knows its content itself
+        return capture(told(value, rehash=captured.rehash), captured, path)
     if isinstance(value, enum.Enum):
         _add_class(type(value), captured)
         return {
