@@ -60,7 +60,7 @@ def test_a_file_that_is_gone_forgets(result: list[Path]) -> None:
     assert recall(result[0], "mesh") is None
 
 
-def test_files_that_changed_while_they_were_read_are_not_remembered(result: list[Path]) -> None:
+def test_of_files_that_changed_while_they_were_read_nothing_is_recalled(result: list[Path]) -> None:
     before = Snapshot.take(result)
     result[1].write_text("another step")
     assert before.changed() == result[1]

@@ -197,6 +197,26 @@ def test_a_member_that_ends_early_or_was_flipped_is_told(tmp_path: Path) -> None
     refused(path, "fields/U.npy: .*copy the file again")
 
 
+def test_a_member_shorter_than_all_its_headers_say_is_told(tmp_path: Path) -> None:
+    path = altered(tmp_path / "a.npz", **{"fields/p": None})
+    member = npy((3, 6), "<f4", b"\0" * 40)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("fields/p.npy", member)
+    text, true = path.read_bytes(), struct.pack("<I", len(member))
+    assert text.count(true) == 2  # local header and central directory
+    path.write_bytes(text.replace(true, struct.pack("<I", len(member) + 32)))
+    refused(path, "fields/p.npy: not as long as its header says")
+
+
+def test_a_checksum_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    path = write_npz_compressed(tmp_path / "a.npz", plane(900))
+    with zipfile.ZipFile(path) as file:
+        crc = struct.pack("<I", file.getinfo("fields/U.npy").CRC)
+    assert path.read_bytes().count(crc) == 2  # local header and central directory
+    path.write_bytes(path.read_bytes().replace(crc, b"\0\0\0\0"))
+    refused(path, "fields/U.npy: Bad CRC-32 .*copy the file again")
+
+
 def test_a_cut_file_is_told(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "a.npz", plane())
     path.write_bytes(path.read_bytes()[:-30])
@@ -458,6 +478,14 @@ def test_a_step_unlike_the_first_is_named(
         series.read([2])
     with pytest.raises(MeshError, match=rf"a\.pvd: step 2 \(time 1\): {message}"):
         series.channel_sha256(["p"])
+
+
+@pytest.mark.usefixtures("vtk")
+def test_displacements_are_a_field_and_do_not_move_the_mesh(tmp_path: Path) -> None:
+    result = Result(plane().points, plane().cells, plane().times, {"DISPL": plane().fields["U"]})
+    series = MeshSeries.open(write_exodus(tmp_path / "a.e", result))
+    np.testing.assert_array_equal(series.mesh.points, result.points)
+    np.testing.assert_array_equal(series.read(slice(None)), result.fields["DISPL"])
 
 
 def with_cells(*cells: tuple[int, list[int]]) -> Any:

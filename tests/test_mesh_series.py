@@ -295,6 +295,23 @@ def test_a_file_that_changes_under_a_series_is_told(tmp_path: Path, use: str) ->
         uses[use]()
 
 
+def test_a_file_that_changes_while_it_is_hashed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_npz(tmp_path / "a.npz", plane())
+    series = MeshSeries.open(path)
+    hashed = mesh_series.channel_sha256
+
+    def hash_and_change(*given: Any) -> Any:
+        found = hashed(*given)
+        write_npz(path, plane(seed=1))
+        return found
+
+    monkeypatch.setattr(mesh_series, "channel_sha256", hash_and_change)
+    with pytest.raises(MeshError, match="changed since it was opened"):
+        series.channel_sha256(["p"])
+
+
 # ---- other processes
 
 

@@ -102,12 +102,12 @@ def recall(path: Path, kind: str) -> tuple[Snapshot, dict[str, Any]] | None:
 
 
 def remember(snapshot: Snapshot, kind: str, values: Mapping[str, Any]) -> None:
-    """Keep ``values`` (JSON) beside what is kept already of the files, if none has changed since.
+    """Keep ``values`` (JSON) beside what is kept already of the files, for as long as they stand so.
 
-    The snapshot must have been taken before the files were read. Paths beside the first are kept
-    relative to its folder.
+    The snapshot must have been taken before the files were read: of one that changed meanwhile nothing is
+    recalled. Paths beside the first are kept relative to its folder.
     """
-    if not snapshot.quiet or snapshot.changed() is not None:
+    if not snapshot.quiet:
         return
     main, *beside = snapshot.paths
     known = recall(main, kind)
