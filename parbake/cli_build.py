@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from parbake import cli_output as output
 from parbake import cli_recipe
 from parbake.errors import ParbakeError
 
@@ -165,6 +164,8 @@ def run(
     if (options.output is None) == (options.cache is None):
         both = "not both" if options.output else f"for example: parbake build {source.spec} -o train.zarr"
         raise click.UsageError(f"say where: -o PATH or --cache DIR, {both}", ctx)
+    from parbake import cli_output as output
+
     result = built(ctx, source.make(given), options)
     if options.as_json:
         output.print_json(**result)
@@ -173,6 +174,7 @@ def run(
 
 def built(ctx: click.Context, producer: Any, options: BuildOptions) -> dict[str, Any]:
     """Bake or predict; tells the result, but as JSON gives it back only."""
+    from parbake import cli_output as output
     from parbake.producers import bake
 
     with cli_recipe.results_kept_apart():

@@ -35,6 +35,7 @@ from parbake.store.zarr_dir import shard_file
 
 _GROUP_NBYTES = 1024**2  # chunks encoded in one task: a task costs as much as a small chunk
 _IN_FLIGHT_NBYTES = 16 * 1024**2  # encoded, not yet written
+_PARTS_MAX = 1000  # of one call; systems take 1,024
 _BLOCK_NBYTES = 4 * 1024**2  # whole huge pages: the page cache then keeps and maps them as such
 
 
@@ -58,29 +59,35 @@ class _BlockFile:
     """A new file that is written in whole, aligned blocks, but for its end.
 
     ``io.BufferedWriter`` writes whatever fits before its buffer is full, and a file so written is kept and
-    mapped in small pages: measured, random samples are copied out of its map a tenth slower.
+    mapped in small pages: measured, random samples are copied out of its map a tenth slower. What is
+    written is not copied, and must stay as it is until the next block, or the end, is on its way.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = io.FileIO(path, "w")
-        self._block = memoryview(bytearray(_BLOCK_NBYTES))
+        self._parts: list[memoryview] = []
         self._filled = 0
 
     def write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         while len(rest):
-            count = min(len(rest), _BLOCK_NBYTES - self._filled)
-            self._block[self._filled : self._filled + count] = rest[:count]
-            self._filled += count
-            rest = rest[count:]
+            part = rest[: _BLOCK_NBYTES - self._filled]
+            self._parts.append(part)
+            self._filled += len(part)
+            rest = rest[len(part) :]
             if self._filled == _BLOCK_NBYTES:
                 self._flush()
+            elif len(self._parts) == _PARTS_MAX:
+                self._parts = [memoryview(b"".join(self._parts))]
 
     def _flush(self) -> None:
-        rest = self._block[: self._filled]
-        while len(rest):
-            rest = rest[self._file.write(rest) :]
-        self._filled = 0
+        parts, self._parts, self._filled = self._parts, list[memoryview](), 0
+        while parts:
+            count = os.writev(self._file.fileno(), parts)
+            while parts and count >= len(parts[0]):
+                count -= len(parts.pop(0))
+            if count:  # a write that was cut short
+                parts[0] = parts[0][count:]
 
     def sync(self) -> None:
         """Make all that was written durable."""
