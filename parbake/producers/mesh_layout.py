@@ -101,8 +101,21 @@ class Slots:
             wanted.setdefault(id(slot.column), []).append((i, slot))
         for parts in wanted.values():
             block = parts[0][1].column.read(start, start + len(out))
+            places = _run([i for i, _ in parts])
+            components = _run([slot.component for _, slot in parts])
+            if places is not None and components is not None:
+                out[..., places] = block[..., components]  # several times as fast as one by one
+                continue
             for i, slot in parts:
                 out[..., i] = block if slot.component is None else block[..., slot.component]
+
+
+def _run(numbers: Sequence[int | None]) -> slice | None:
+    """The slice that ``numbers`` are, if each is one more than the one before."""
+    first = numbers[0]
+    if first is None or list(numbers) != list(range(first, first + len(numbers))):
+        return None
+    return slice(first, first + len(numbers))
 
 
 def read_layout(arrays: Arrays) -> MeshData:
