@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _HOMES by a test
     from parbake.loaders.dataset import StoreDataset  # noqa: F401
     from parbake.producers.bake import bake, repair  # noqa: F401
+    from parbake.producers.cached import cached  # noqa: F401
+    from parbake.producers.computed import ComputedStore  # noqa: F401
     from parbake.producers.dry_run import DryRun, dry_run  # noqa: F401
     from parbake.producers.executors import process_pool  # noqa: F401
     from parbake.producers.function import from_function  # noqa: F401
@@ -24,6 +26,8 @@ _HOMES = {
     "parbake.loaders.dataset": ("StoreDataset",),
     "parbake.producers.bake": ("bake", "repair"),
     "parbake.producers.reporting": ("Progress",),
+    "parbake.producers.cached": ("cached",),
+    "parbake.producers.computed": ("ComputedStore",),
     "parbake.producers.dry_run": ("DryRun", "dry_run"),
     "parbake.producers.executors": ("process_pool",),
     "parbake.producers.function": ("from_function",),
@@ -35,6 +39,7 @@ _HOMES = {
     "parbake.errors": (
         "DamagedStoreError",
         "KeysError",
+        "MeshError",
         "NoSpaceError",
         "NotAStoreError",
         "NotReproducibleError",

@@ -7,8 +7,10 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from grids import box
 
 from parbake.cli import main
 
@@ -32,18 +34,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     run("build", *TASK, "--num-samples", "100", "-o", "train.zarr")
+    for name, steps in (("coarse", 3), ("fine", 6)):
+        points, cells = box("triangle", steps)
+        values = np.ones((4, len(points), 1), np.float32)
+        times = np.arange(4.0)
+        np.savez(
+            f"{name}.npz",
+            points=points,
+            cells=cells["triangle"],
+            times=times,
+            fields=values,
+            field_names=["T"],
+        )
     return tmp_path
 
 
 def test_python_of_the_readme_runs(folder: Path) -> None:
     code = blocks("python")
-    assert len(code) >= 4
+    assert len(code) >= 6
     (folder / "parbake_readme.py").write_text("\n".join(code))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # four workers, fewer cores
         names = vars(importlib.import_module("parbake_readme"))
-    assert {"train", "store", "Waves"} <= names.keys()
+    assert {"train", "store", "Waves", "teacher", "pair"} <= names.keys()
 
 
 def test_class_of_the_readme_bakes_from_the_command_line(folder: Path) -> None:
