@@ -24,6 +24,7 @@ from parbake.cli_output import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from parbake.store.document import StoredField
     from parbake.store.layout import Coord
     from parbake.store.publish import Unfinished
     from parbake.store.store import Store
@@ -128,16 +129,29 @@ def _chunks_table(store: Store) -> RenderableType:
 
 def _statistics_table(store: Store) -> RenderableType:
     rows = []
-    for name in store.fields:
+    for name, field in store.fields.items():
         found = store.statistics.get(name) or {}
-        numbers = [human.number(found.get(what)) for what in ("min", "max", "mean", "std")]
-        nonfinite = found.get("nonfinite")
-        rows.append((name, *numbers, f"{nonfinite:,}" if nonfinite else ""))
+        rows.append(_statistics_row(name, found))
+        for i, label in enumerate(_channels(store, field) if "channels" in found else ()):
+            rows.append(_statistics_row(f"  {label}", {k: v[i] for k, v in found["channels"].items()}))
     header = ["field", "min", "max", "mean", "std"]
     if any(row[-1] for row in rows):
         header.append("not finite")
     cells = [row[: len(header)] for row in rows]
     return table(header, cells, right=tuple(range(1, len(header))))
+
+
+def _channels(store: Store, field: StoredField) -> tuple[str, ...]:
+    """Names of the channels that have statistics of their own, where they have names."""
+    axis = field.channel_axis
+    coord = store.coords.get(field.dims[axis]) if axis is not None else None
+    return coord.labels or () if coord is not None else ()
+
+
+def _statistics_row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+    numbers = [human.number(found.get(what)) for what in ("min", "max", "mean", "std")]
+    nonfinite = found.get("nonfinite")
+    return name, *numbers, f"{nonfinite:,}" if nonfinite else ""
 
 
 def _coord(coord: Coord) -> str:
@@ -146,7 +160,7 @@ def _coord(coord: Coord) -> str:
     values, units = coord.values, f" {coord.units}" if coord.units else ""
     if len(values) == 1:
         return f"{values[0]}{units}"
-    return f"{values[0]:.6g} to {values[-1]:.6g}{units}, {len(values):,} values"
+    return f"{values.min():.6g} to {values.max():.6g}{units}, {len(values):,} values"
 
 
 def _values(coord: Coord) -> list[Any]:

@@ -146,7 +146,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, params: Mapping[str, Any])
         choice = click.Choice([str(c) for c in choices])
         return click.Option([f"--{name}", field.name], type=choice, default=None, help=help_text)
     element = _element(hint)
-    is_path = Path in (hint, element)
+    is_path = Path in (hint, element, *typing.get_args(hint))
     metavar = _NUMBERS.get(element or hint) or ("PATH" if is_path else "TEXT")
     several = element is not None
     if several and element not in _NUMBERS:

@@ -364,6 +364,9 @@ def test_a_baked_pair_checks_itself_without_a_recipe(meshes: Path, tmp_path: Pat
     options = ("--source", meshes / "z.npz", "--target", meshes / "a.npz", "--residual")
     assert run("build", "mesh", *options, "-o", store).exit_code == 0
     assert run("check", store).output == "fresh\n"
+    shown = run("inspect", store).output
+    assert "channel: p\n" in shown
+    assert shown.count("\n  p ") == 3  # a line of statistics for each field's channel
     write(meshes / "z.npz", series(3, fields=_doubled(3)))
     result = run("check", store)
     assert result.exit_code == 1
