@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from parbake import cli_output as output
 from parbake import cli_recipe, human
-
-if TYPE_CHECKING:
-    from parbake.cli_build import BuildOptions
+from parbake.cli_bake import BuildOptions, built
 
 PRODUCER = "mesh"
 OPTIONS = (
@@ -36,7 +34,6 @@ def run_pairs(
     all_pairs: bool,
 ) -> None:
     """Bake or predict every pair; a line each."""
-    from parbake.cli_build import built
     from parbake.producers import mesh
 
     if meshes is None or not all_pairs:

@@ -17,11 +17,12 @@ from parbake.errors import MeshError, RecipeError
 from parbake.producers.interpolate import Method, Operator, Outside
 from parbake.producers.mesh_operator import OperatorChoice, operator_between
 from parbake.producers.mesh_series import MeshSeries
-from parbake.producers.recipe import settle
+from parbake.producers.recipe import settle, without_caches
 from parbake.store.keys import JSON
 from parbake.store.layout import Coord, Field
 
 _AXES = ("x", "y", "z")
+_BATCH_NBYTES = 2 * 1024**2  # of one field
 _LISTED = 5  # unmatched times that a notice names
 
 
@@ -88,8 +89,13 @@ class MeshPair:
         return self if self.operators is not None else replace(self, operators=folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        cached = [name for name, value in vars(type(self)).items() if isinstance(value, cached_property)]
-        return {name: value for name, value in vars(self).items() if name not in cached}
+        return without_caches(self)
+
+    @property
+    def batch_size(self) -> int:
+        """Steps at a time: what is computed stays in the processor's cache until it is copied."""
+        step_nbytes = self.target_series.nodes * len(self.used_channels) * np.dtype(self.dtype).itemsize
+        return max(1, min(64, _BATCH_NBYTES // step_nbytes))
 
     # ---- what is paired
 

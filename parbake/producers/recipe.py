@@ -228,6 +228,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(type(value).__name__)
 
 
+def without_caches(producer: Any, keep: Iterable[str] = ()) -> dict[str, Any]:
+    """What to pickle of a dataclass: all but its cached properties, of which those of ``keep`` stay."""
+    cached = {n for n, v in vars(type(producer)).items() if isinstance(v, functools.cached_property)}
+    return {name: value for name, value in vars(producer).items() if name not in cached - {*keep}}
+
+
 # ---- values of declared types
 
 

@@ -24,7 +24,7 @@ from parbake.producers.networks import (
     usable_device,
 )
 from parbake.producers.outputs import converted_to, masked, moved, named_outputs
-from parbake.producers.recipe import named_object, settle
+from parbake.producers.recipe import named_object, settle, without_caches
 from parbake.store.capture import Captured, capture
 from parbake.store.keys import JSON
 from parbake.store.layout import Field
@@ -114,8 +114,7 @@ class Teacher:
         self._store_dtypes()
 
     def __getstate__(self) -> dict[str, Any]:
-        cached = [name for name, value in vars(type(self)).items() if isinstance(value, cached_property)]
-        return {name: value for name, value in vars(self).items() if name not in cached or name == "_probed"}
+        return without_caches(self, keep=("_probed",))
 
     def __len__(self) -> int:
         length = self._source(0).length
