@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from parbake import cli_output as output
-from parbake import cli_recipe, human
+from parbake import cli_recipe, human, settings
 from parbake.cli_bake import BuildOptions, built
+from parbake.errors import ParbakeError
 
 PRODUCER = "mesh"
 OPTIONS = (
@@ -40,18 +42,28 @@ def run_pairs(
         raise click.UsageError("--meshes DIR and --all-pairs go together", ctx)
     if clash := [f"--{name}" for name in ("source", "target") if name in given]:
         raise click.UsageError(f"{clash[0]} is one pair; leave it out, or --all-pairs", ctx)
-    if options.cache is None or options.output is not None:
-        raise click.UsageError("several stores go into a folder: --cache DIR", ctx)
+    if options.output is not None:
+        raise click.UsageError("several stores go into a folder: --cache DIR instead of -o", ctx)
+    options = replace(options, cache=options.cache or settings.cache_home())
     with cli_recipe.results_kept_apart():
         pairs = list(mesh.all_pairs(meshes, **given))
-    results = []
+    results: list[dict[str, Any]] = []
+    failed = 0
     for number, pair in enumerate(pairs, 1):
         names = f"{Path(str(pair.source)).name} -> {Path(str(pair.target)).name}"
         click.echo(f"{number} of {len(pairs)}: {names}", err=True)
-        results.append({"source": str(pair.source), "target": str(pair.target), **built(ctx, pair, options)})
+        try:
+            result = built(ctx, pair, options)
+        except ParbakeError as error:
+            click.echo(f"{names}: {error}", err=True)
+            failed += 1
+            continue
+        results.append({"source": str(pair.source), "target": str(pair.target), **result})
     stored = sum(result["nbytes_stored"] for result in results)
     if options.as_json:
         output.print_json(folder=str(options.cache), pairs=results, nbytes_stored=stored)
     else:
-        click.echo(f"{options.cache}: {human.count(len(pairs), 'pair')}, {human.size(stored)}")
-    ctx.exit(0 if all(result.get("fits", True) for result in results) else 1)
+        pairs_done = human.count(len(results), "pair")
+        wrong = f", {failed} failed" if failed else ""
+        click.echo(f"{options.cache}: {pairs_done}{wrong}, {human.size(stored)}")
+    ctx.exit(0 if not failed and all(result.get("fits", True) for result in results) else 1)

@@ -47,6 +47,9 @@ def show_bake(path: Path, store: Store, last: Progress | None, as_json: bool) ->
     if baked:
         which = "" if baked == store.samples else f"{baked:,} of them "
         did = f"{which}baked in {human.duration(seconds)}"
+    if "valid" in store.fields and len(masked := np.flatnonzero(~store["valid"][:].astype(bool))):
+        which = ", ".join(map(str, masked[:5])) + (", ..." if len(masked) > 5 else "")
+        click.echo(f"{path}: {human.count(len(masked), 'sample')} masked, valid is False: {which}", err=True)
     samples = human.count(store.samples, "sample")
     click.echo(f"{path}: {samples}, {human.size(stored)} (ratio {human.ratio(raw, stored)}), {did}")
     return result

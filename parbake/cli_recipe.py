@@ -78,8 +78,8 @@ def given_params(source: Source, values: Mapping[str, Any]) -> dict[str, Any]:
         if choices := _choices(hint):
             value = next(choice for choice in choices if str(choice) == value)
         elif isinstance(value, tuple):
-            number = _element(hint) in _NUMBERS
-            value = tuple(part for item in value for part in (item.split(",") if number else [item]))
+            parted = _element(hint) in (*_NUMBERS, str)  # a path may hold a comma
+            value = tuple(part for item in value for part in (item.split(",") if parted else [item]))
         given[field.name] = value
     return given
 
@@ -149,14 +149,12 @@ def _option(field: dataclasses.Field[Any], hint: Any, params: Mapping[str, Any])
     is_path = Path in (hint, element, *typing.get_args(hint))
     metavar = _NUMBERS.get(element or hint) or ("PATH" if is_path else "TEXT")
     several = element is not None
-    if several and element not in _NUMBERS:
-        help_text = f"{help_text or ''} May be given several times.".strip()
     return click.Option(
         [f"--{name}", field.name],
         type=click.Path() if is_path else str,
         multiple=several,
         default=None,
-        metavar=f"{metavar},..." if several and element in _NUMBERS else metavar,
+        metavar=f"{metavar},..." if several and element in (*_NUMBERS, str) else metavar,
         help=help_text,
     )
 

@@ -127,8 +127,9 @@ def _made(spec: str, weights: Path | None) -> Callable[..., Any]:
     if isinstance(found, type) or not _is_module(found):
         if not callable(found):
             raise _refused(f"model: {spec} is a {type(found).__name__}, not a factory of a network")
+        made = found
         try:
-            found = found()
+            found = made()
         except Exception as error:  # whatever the user's code raises
             text = f"{type(error).__name__}: {_one_line(error)}"
             raise _refused(
@@ -136,10 +137,21 @@ def _made(spec: str, weights: Path | None) -> Callable[..., Any]:
             ) from error
         if not callable(found):
             raise _refused(f"model: {spec}() gives {type(found).__name__}, which cannot be called")
+        if weights is None and _is_module(found) and not _same_state(found, made()):
+            raise _refused(
+                f"model: {spec}() gives other weights each time; name them with weights=, or seed them in it"
+            )
     if weights is not None:
         _load_weights(found, weights)
     network: Callable[..., Any] = found.eval() if _is_module(found) else found
     return network
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    import torch
+
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def _is_module(network: Any) -> bool:
@@ -177,8 +189,10 @@ def _load_weights(network: Any, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
+        more = "a whole module or other objects" if "weights_only" in str(error) else type(error).__name__
         raise TeacherFileError(
-            f"{path}: not weights that torch.load(weights_only=True) reads: {_one_line(error)[:100]}"
+            f"{path}: not weights that torch.load(weights_only=True) reads ({more}); save the network's "
+            "state_dict() there"
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get(_WRAPPED), Mapping):
         state = state[_WRAPPED]

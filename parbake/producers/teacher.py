@@ -239,6 +239,8 @@ class Teacher:
             except Exception as error:  # whatever the network raises
                 fixed = isinstance(self.model, str) and self.model.endswith(".pt2")
                 hint = "; export it with a dynamic batch axis (torch.export.Dim)" if fixed else ""
+                if isinstance(error, TypeError) and not self.args:
+                    hint = "; choose the parts of the inputs that the network takes with args"
                 text = " ".join(f"{type(error).__name__}: {error}".split())
                 raise ProducerError(f"teacher: samples {start}-{start + count - 1}: {text}{hint}") from error
             if values is not None:
@@ -300,7 +302,10 @@ class Teacher:
         if failed and self.on_error == "stop":
             index, error = next(iter(failed.items()))
             text = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ProducerError(f"teacher: sample {index}: the inputs failed: {text}") from error
+            raise ProducerError(
+                f"teacher: sample {index}: the inputs failed: {text}; mend it, or mark such samples with "
+                "on_error='mask'"
+            ) from error
         if len(failed) == len(items):
             return None, False, failed
         good = next(item for i, item in enumerate(items, start) if i not in failed)

@@ -108,6 +108,11 @@ class Change:
     stored: JSON
     wanted: JSON
 
+    @property
+    def follows(self) -> bool:
+        """Whether it is a field's form, which mostly follows from a change of parameters."""
+        return self.field is not None and self.path.partition(".")[0].partition("[")[0] in _FORM
+
     def __str__(self) -> str:
         where = f"field {self.field!r}: {self.path}" if self.field else self.path
         return f"{where}: {_shown(self.stored)} -> {_shown(self.wanted)}"
@@ -123,7 +128,17 @@ class Freshness:
         return not self.changes
 
     def __str__(self) -> str:
-        return "; ".join(map(str, self.changes)) if self.changes else "fresh"
+        """A few of the changes in one line, causes before what follows from them."""
+        if not self.changes:
+            return "fresh"
+        causes = [change for change in self.changes if not change.follows] or self.changes
+        more = len(self.changes) - len(causes[:_TOLD_MAX])
+        told = "; ".join(map(str, causes[:_TOLD_MAX]))
+        return f"{told}; and {more} more" if more else told
+
+
+_TOLD_MAX = 5  # changes in one line; 'check' prints all
+_FORM = ("shape", "coords", "dims", "field")
 
 
 def producer_keys(producer: Producer, *, rehash: bool = False) -> tuple[Keys, dict[str, Field]]:

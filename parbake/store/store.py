@@ -253,10 +253,12 @@ class Store(Samples):
         return verify(self)
 
     def to_xarray(self) -> Any:
-        """The store as an ``xarray.Dataset``, lazily. Needs the extra ``[xarray]``."""
+        """The store as an ``xarray.Dataset``, lazily, with channels by name. Needs the extra ``[xarray]``."""
         import xarray as xr
 
-        return xr.open_zarr(self.path, chunks=None).isel(sample=slice(self.samples))
+        named = {name: list(c.labels) for name, c in self.coords.items() if c.labels is not None}
+        dataset = xr.open_zarr(self.path, chunks=None).isel(sample=slice(self.samples))
+        return dataset.assign_coords({name: (dataset[name].dims, labels) for name, labels in named.items()})
 
     # ---- housekeeping
 
