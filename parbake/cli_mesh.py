@@ -43,7 +43,7 @@ def run_pairs(
     if options.cache is None or options.output is not None:
         raise click.UsageError("several stores go into a folder: --cache DIR", ctx)
     with cli_recipe.results_kept_apart():
-        pairs = list(mesh.all_pairs(meshes, **given))
+        pairs = list(mesh.all_pairs(meshes, tell=lambda text: click.echo(text, err=True), **given))
     results = []
     for number, pair in enumerate(pairs, 1):
         names = f"{Path(str(pair.source)).name} -> {Path(str(pair.target)).name}"
