@@ -87,7 +87,7 @@ def clear(
     """
     from parbake import cli_output as output
     from parbake.store.cache import nbytes_of
-    from parbake.store.clear import InUseError, remove_store, remove_unfinished
+    from parbake.store.clear import InUseError, remove_remains, remove_store, remove_unfinished
 
     choice = Choice(everything, stale, older_than, max_size, partial)
     if choice == Choice(False, None, None, None, False):
@@ -107,6 +107,10 @@ def clear(
             removed.append(store)
         except InUseError as error:
             kept.append(str(error))
+        except OSError as error:
+            kept.append(f"{store.path}: {error.strerror or error}; left alone")
+    if folder.is_dir():
+        remove_remains(folder)
     freed = sum(store.nbytes_stored - nbytes_of(store.path) for store in removed)
     output.show_cleared(folder, [store.path for store in removed], kept, freed, as_json)
     ctx.exit(1 if kept else 0)

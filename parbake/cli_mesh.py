@@ -46,7 +46,7 @@ def run_pairs(
         raise click.UsageError("several stores go into a folder: --cache DIR instead of -o", ctx)
     options = replace(options, cache=options.cache or settings.cache_home())
     with cli_recipe.results_kept_apart():
-        pairs = list(mesh.all_pairs(meshes, **given))
+        pairs = list(mesh.all_pairs(meshes, tell=lambda text: click.echo(text, err=True), **given))
     results: list[dict[str, Any]] = []
     failed = 0
     for number, pair in enumerate(pairs, 1):
@@ -61,7 +61,7 @@ def run_pairs(
         results.append({"source": str(pair.source), "target": str(pair.target), **result})
     stored = sum(result["nbytes_stored"] for result in results)
     if options.as_json:
-        output.print_json(folder=str(options.cache), pairs=results, nbytes_stored=stored)
+        output.print_json(folder=str(options.cache), pairs=results, failed=failed, nbytes_stored=stored)
     else:
         pairs_done = human.count(len(results), "pair")
         wrong = f", {failed} failed" if failed else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -296,6 +297,75 @@ def test_what_is_read_or_baked_or_not_ours_stays(folder: Path) -> None:
     (folder / "link.zarr").unlink()
     assert run("clear", folder, "--all", "--yes").exit_code == 0
     assert left(folder) == set()
+
+
+def test_a_folder_of_ones_own_beside_an_unfinished_bake_stays(folder: Path) -> None:
+    path = folder / "s.zarr"
+
+    def stop(start: int, _: int) -> None:
+        if start >= 8:
+            raise RuntimeError("stop")
+
+    with pytest.raises(parbake.ProducerError):
+        bake_module.bake(Loaf(60, trap=stop), path, progress=False)
+    path.mkdir()
+    (path / "thesis.txt").write_text("important")
+    result = run("clear", folder, "--all", "--yes")
+    assert result.exit_code == 1
+    assert "not a store; left alone" in result.output
+    assert (path / "thesis.txt").read_text() == "important"
+    assert run("clear", folder, "--partial", "--yes").exit_code == 0
+    assert [child.name for child in folder.iterdir() if child.is_dir()] == ["s.zarr"]
+
+
+def _clear_as_another(folder: Path, told: object) -> None:
+    try:
+        run("clear", folder, "--max-size", "1TB", "--yes")  # imports what root may read only
+        if os.geteuid() == 0:
+            os.setuid(65_534)
+        result = run("clear", folder, "--all", "--yes", "--json")
+        told.put((result.exit_code, json.loads(result.stdout), result.stderr))  # type: ignore[attr-defined]
+    except BaseException as error:
+        told.put(repr(error))  # type: ignore[attr-defined]
+
+
+def test_a_store_that_cannot_be_removed_stays_whole(folder: Path) -> None:
+    paths = three(folder)
+    for mine in (folder, paths["a"], *paths["a"].rglob("*")):
+        mine.chmod(0o777)
+    for found in (paths["b"], paths["c"]):
+        found.chmod(0o555)
+    fork = multiprocessing.get_context("fork")
+    told = fork.SimpleQueue()
+    child = fork.Process(target=_clear_as_another, args=(folder, told))
+    child.start()
+    child.join(60)
+    exit_code, said, _ = told.get()
+    for found in (paths["b"], paths["c"]):
+        found.chmod(0o755)
+    assert exit_code == 1
+    assert left(folder) == {"b", "c"}
+    assert "no permission" in json.dumps(said)
+    for name in ("b", "c"):
+        with open_store(paths[name]) as store:
+            assert store.verify()
+
+
+def test_what_an_interrupted_removal_left_goes_with_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = three(folder)["a"]
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clear.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            clear.remove_store(path)
+    assert {store.path.stem for store in list_stores(folder)} == {"b", "c"}
+    assert run("clear", folder, "--max-size", "1TB", "--yes").exit_code == 0
+    assert {child.name for child in folder.iterdir() if child.is_dir()} == {"b.zarr", "c.zarr"}
 
 
 def test_a_store_in_another_process_counts_as_read(folder: Path) -> None:

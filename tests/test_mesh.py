@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from grids import box, ring
 from hypothesis import given
 from hypothesis import strategies as st
+from mesh_results import plane, write_pvd
 from numpy.typing import NDArray
 from scipy.interpolate import LinearNDInterpolator
 
@@ -171,6 +172,19 @@ def test_worker_processes_bake_it_too(tmp_path: Path) -> None:
         parbake.bake(pair, tmp_path / "s.zarr", executor=pool, progress=False) as store,
     ):
         np.testing.assert_array_equal(store["fine_features"][:], series(6).read(slice(None), ["p"]))
+
+
+def test_values_beyond_the_stored_dtype_are_refused(tmp_path: Path) -> None:
+    high = MeshSeries.from_arrays(box("triangle", 6)[0], TIMES, {"p": np.full((5, 49), 1e300)})
+    with pytest.raises(MeshError, match="fine_features: values beyond float32"):
+        cached(MeshPair(series(4), high), tmp_path, progress=False)
+    with cached(MeshPair(series(4), high, dtype="float64"), tmp_path, progress=False) as store:
+        assert (store["fine_features"][:] == 1e300).all()
+
+
+def test_units_that_differ_are_told(tmp_path: Path) -> None:
+    pair = MeshPair(series(4, units={"p": "kPa", "U": "m/s"}), series(6, units={"p": "Pa", "U": "m/s"}))
+    assert pair.notices == ("p: kPa in the source, Pa in the target; not converted",)
 
 
 # ---- which steps
@@ -339,6 +353,30 @@ def meshes(tmp_path: Path) -> Path:
 def test_all_pairs_go_from_coarse_to_fine(meshes: Path) -> None:
     names = [(Path(str(p.source)).stem, Path(str(p.target)).stem) for p in all_pairs(meshes)]
     assert names == [("z", "m"), ("z", "a"), ("m", "a")]
+
+
+def test_a_result_that_cannot_be_read_is_told(meshes: Path, tmp_path: Path) -> None:
+    (meshes / "a.npz").write_bytes((meshes / "a.npz").read_bytes()[:-100])
+    result = run("build", "mesh", "--meshes", meshes, "--all-pairs", "--cache", tmp_path / "cache")
+    assert result.exit_code == 0, result.output
+    assert "a.npz: not an .npz file" in result.stderr
+    assert "notes.txt" not in result.stderr
+    assert result.stderr.count(" of 1: ") == 1
+
+
+def test_series_of_equal_size_make_no_pair_and_that_is_said(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / f"{name}.npz", series(4))
+    with pytest.raises(MeshError, match="all 2 mesh series in it have 25 nodes"):
+        list(all_pairs(tmp_path))
+
+
+def test_the_steps_of_a_collection_are_no_series_of_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("vtkmodules")
+    write_pvd(tmp_path / "coarse.pvd", plane())
+    write(tmp_path / "fine.npz", series(4))
+    names = [(Path(str(p.source)).name, Path(str(p.target)).name) for p in all_pairs(tmp_path)]
+    assert names == [("coarse.pvd", "fine.npz")]
 
 
 def test_all_pairs_are_baked_skipped_when_fresh_and_baked_when_stale(meshes: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -375,7 +376,8 @@ def test_broken_references_are_told(name: str, text: str, message: str, tmp_path
 
 
 def test_without_vtk_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "vtkmodules", None)
+    for module in ["vtkmodules", *(name for name in sys.modules if name.startswith("vtkmodules."))]:
+        monkeypatch.setitem(sys.modules, module, None)  # whatever another test has imported
     (tmp_path / "a.vtu").touch()
     refused(tmp_path / "a.vtu", r"pip install 'parbake\[mesh\]'")
 
@@ -615,3 +617,9 @@ def test_flat_results_lose_their_third_coordinate(tmp_path: Path) -> None:
     assert points_3d(plane().points).shape == (6, 3)
     assert series.mesh.points.shape == (6, 2)
     assert any("third coordinate" in notice for notice in series.notices)
+
+
+def test_objects_beside_the_arrays_of_a_result_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, **named(plane()), about=np.array({"reynolds": 100}, dtype=object))
+    assert set(MeshSeries.open(path).channels) == {"p", "U_x", "U_y", "U_z"}

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mesh_results import Result, plane, space, write_hdf5, write_npz, write_npz_compressed
 
 from parbake.errors import MeshError
-from parbake.producers import mesh_data, mesh_series
+from parbake.producers import mesh_data, mesh_npz, mesh_series
 from parbake.producers.mesh_series import MeshSeries, _runs
 from parbake.store import files
 
@@ -39,6 +39,44 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def forbidden(*_: Any) -> Any:
     raise AssertionError("a file was read")
+
+
+def test_a_file_that_is_written_while_it_is_read_gives_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, path = plane(), tmp_path / "a.npz"
+    series = MeshSeries.open(write_npz(path, result))
+    louder = Result(result.points, result.cells, result.times, {n: 7 * v for n, v in result.fields.items()})
+    read = mesh_npz.Stored.read
+
+    def overtaken(self: mesh_npz.Stored, start: int, stop: int) -> Any:
+        write_npz(path, louder)
+        return read(self, start, stop)
+
+    monkeypatch.setattr(mesh_npz.Stored, "read", overtaken)
+    with pytest.raises(MeshError, match="has changed since it was opened"):
+        series.read([0])
+
+
+def test_points_that_are_written_to_later_are_not_those_of_the_series() -> None:
+    result = plane()
+    points = result.points.copy()
+    series = series_of(result, points=points)
+    before = series.mesh_sha256()
+    points *= 2
+    assert series.mesh_sha256() == before
+    np.testing.assert_array_equal(series.mesh.points, result.points)
+
+
+def test_a_relative_path_holds_when_the_working_folder_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_npz(tmp_path / "a.npz", plane())
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    series = MeshSeries.open("a.npz")
+    monkeypatch.chdir(tmp_path / "below")
+    assert series.read([0]).shape == (1, 6, 4)
 
 
 # ---- what a series gives

@@ -32,8 +32,9 @@ def cached(
     ``cache_dir``: default the environment variable ``PARBAKE_CACHE``, else the user's cache folder. A
     producer whose keys differ has a store of its own, so nothing stale is ever handed back; two
     processes at once bake once. A folder that cannot be written to still serves what is in it.
-    ``use_cache=False``: no files at all, samples are computed as they are asked for. The rest as for
-    ``bake``, which says what is raised.
+    ``use_cache=False``: no store, samples are computed as they are asked for; what a producer keeps for
+    itself, as operators between meshes, stays in the default folder. The rest as for ``bake``, which says
+    what is raised.
 
     Returns a view of ``len(producer)`` samples.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import permutations
@@ -16,6 +17,7 @@ from parbake import settings
 from parbake.errors import MeshError, RecipeError
 from parbake.producers.interpolate import Method, Operator, Outside
 from parbake.producers.mesh_operator import OperatorChoice, operator_between
+from parbake.producers.mesh_parts import is_named_like_result, parts_of
 from parbake.producers.mesh_series import MeshSeries
 from parbake.producers.recipe import settle, without_caches
 from parbake.store.keys import JSON
@@ -154,7 +156,13 @@ class MeshPair:
         sides = (("source", self.source_series, 0), ("target", self.target_series, 1))
         read = [f"{side}: {text}" for side, series, _ in sides for text in series.notices]
         lone = [text for side, s, i in sides for text in _unmatched(side, s.times, self.steps[:, i])]
-        return (*read, *lone, *self.operator.notices)
+        return (*read, *self._unit_notices(), *lone, *self.operator.notices)
+
+    def _unit_notices(self) -> Iterator[str]:
+        coarse, fine = self.source_series.units, self.target_series.units
+        for name in self.used_channels:
+            if name in coarse and name in fine and coarse[name] != fine[name]:
+                yield f"{name}: {coarse[name]} in the source, {fine[name]} in the target; not converted"
 
     # ---- the producer
 
@@ -217,7 +225,14 @@ class MeshPair:
             )
         if "residual" in fields:
             found["residual"] = found["fine_features"] - found["coarse_interp"]
-        return {n: found[n] if n == "time" else found[n].astype(self.dtype, copy=False) for n in fields}
+        return {n: found[n] if n == "time" else self._stored(n, found[n]) for n in fields}
+
+    def _stored(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        with np.errstate(over="ignore"):
+            stored = values.astype(self.dtype, copy=False)
+        if stored.dtype != values.dtype and (np.isinf(stored) & np.isfinite(values)).any():
+            raise MeshError(f"mesh: {name}: values beyond {self.dtype}; store them with dtype float64")
+        return stored
 
     @cached_property
     def operator(self) -> Operator:
@@ -233,15 +248,24 @@ class MeshPair:
         return replace(kept, matrix=kept.matrix.astype(np.float32)) if narrow else kept
 
 
-def all_pairs(folder: Path, **options: Any) -> Iterator[MeshPair]:
+def all_pairs(
+    folder: Path, *, tell: Callable[[str], None] = lambda _: None, **options: Any
+) -> Iterator[MeshPair]:
     """A pair for each series in ``folder`` and each finer one, by number of nodes; the coarsest first.
 
-    ``options``: of every pair. Raises MeshError where fewer than two files are series.
+    A file that another one refers to, as a collection does to its steps, is no series of its own.
+    ``options``: of every pair. ``tell`` is told of each file that is named like a result but cannot be read.
+    Raises MeshError where fewer than two files are series, or none is finer than another.
     """
     files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-    series = sorted(_those_that_open(files), key=lambda found: found.nodes)
+    series = sorted(_those_that_open(files, tell), key=lambda found: found.nodes)
     if len(series) < 2:
         raise MeshError(f"{folder}: {len(series)} mesh series in it, at least two make a pair")
+    if series[0].nodes == series[-1].nodes:
+        raise MeshError(
+            f"{folder}: all {len(series)} mesh series in it have {series[0].nodes:,} nodes, none is finer; "
+            "name the two of a pair"
+        )
     for coarse, fine in permutations(series, 2):
         if coarse.nodes < fine.nodes:
             assert coarse.path is not None
@@ -249,15 +273,24 @@ def all_pairs(folder: Path, **options: Any) -> Iterator[MeshPair]:
             yield MeshPair(coarse.path, fine.path, **options)
 
 
-def _those_that_open(files: Sequence[Path]) -> Iterator[MeshSeries]:
-    refused = []
+def _those_that_open(files: Sequence[Path], tell: Callable[[str], None]) -> Iterator[MeshSeries]:
+    refused: dict[Path, MeshError] = {}
+    parts: set[Path] = set()
     for file in files:
+        with contextlib.suppress(MeshError, OSError):
+            parts.update(part.resolve() for part in parts_of(file)[1:])
+    for file in files:
+        if file.resolve() in parts:
+            continue
         try:
             yield MeshSeries.open(file)
         except MeshError as error:
-            refused.append(error)
+            refused[file] = error
     if len(refused) == len(files) and refused:
-        raise refused[0]
+        raise next(iter(refused.values()))
+    for file, why in refused.items():
+        if is_named_like_result(file):
+            tell(f"passed over {why}")
 
 
 def paired_times(

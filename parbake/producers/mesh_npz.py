@@ -65,12 +65,14 @@ class Members:
         return None  # an array of a zip member has no attributes; ``units`` is one for all fields
 
     def column(self, name: str) -> Column:
+        if name not in self._columns:  # others may hold what is not read here, such as objects
+            with zipfile.ZipFile(self.path) as file:
+                self._columns[name] = _column(self.path, file, name, self.infos[name])
         return self._columns[name]
 
     @functools.cached_property
     def _columns(self) -> dict[str, Column]:
-        with zipfile.ZipFile(self.path) as file:
-            return {name: _column(self.path, file, name, info) for name, info in self.infos.items()}
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

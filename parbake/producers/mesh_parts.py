@@ -46,6 +46,14 @@ def kind_of(path: Path) -> str:
     return kind
 
 
+def is_named_like_result(path: Path) -> bool:
+    """Whether a file, or the folder of a case, promises by its name to be a mesh result."""
+    try:
+        return bool(kind_of(path))
+    except MeshError:
+        return False
+
+
 def parts_of(path: Path) -> tuple[Path, ...]:
     """``path`` and everything else that the result's content may depend on, each once. Raises MeshError.
 

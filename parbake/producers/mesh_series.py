@@ -97,7 +97,7 @@ class MeshSeries:
         ``mesh_layout`` says how .npz and HDF5 files are laid out. Reads no values, and nothing at all of a
         file that is known already. Raises MeshError in one line that names the file.
         """
-        found = Path(path)
+        found = Path(path).absolute()  # the working folder may change
         if (known := recall(found, _KIND)) is not None and "summary" in known[1]:
             snapshot, values = known
             return cls(Summary.from_json(values.pop("summary")), None, found, snapshot, hashes=values)
@@ -116,12 +116,13 @@ class MeshSeries:
         cells: Any = None,
         units: Mapping[str, str] | None = None,
     ) -> MeshSeries:
-        """The series in arrays, which are not copied.
+        """The series in arrays. Those of fields are not copied, points and cells are.
 
         ``points``: [node, dim]. ``times``: [time], seconds. ``fields``: by name, float32 or float64 [time,
         node] or [time, node, component]. ``cells``: by kind [cell, corner], or one array of them; None: a
         cloud of points. ``units``: by field. Raises MeshError.
         """
+        points = np.array(points)  # an operator was built for the points as they are now
         arrays = {"points": points, "times": times} | {f"fields/{name}": v for name, v in fields.items()}
         if isinstance(cells, Mapping):
             arrays |= {f"cells/{kind}": nodes for kind, nodes in cells.items()}
@@ -200,6 +201,8 @@ class MeshSeries:
                 data.fill(out[first:last], wanted[first], names)
         except (ParbakeError, OSError) as error:
             raise self._error(error) from None
+        if self._path is not None:
+            self._settle()  # the files that were read were not being written at the same time
         return out
 
     # ---- hashes

@@ -18,6 +18,7 @@ from parbake.store.publish import Unfinished, staging_root, unfinished_bakes
 from parbake.store.zarr_dir import ROOT, open_folder, open_metadata
 
 DIGEST_DIGITS = 16
+REMOVED = re.compile(r"\..+\.removed-\d+")  # what an interrupted removal leaves
 _BAKING = staging_root(Path("x")).name.removeprefix("x")
 
 
@@ -67,7 +68,7 @@ def list_stores(folder: Path) -> list[StoreSummary]:
     Raises OSError where the folder cannot be read.
     """
     names = {child.name.removesuffix(_BAKING) for child in folder.iterdir() if child.is_dir()}
-    summaries = (_summary(folder / name) for name in sorted(names) if name)
+    summaries = (_summary(folder / name) for name in sorted(names) if name and not REMOVED.fullmatch(name))
     return [summary for summary in summaries if summary is not None]
 
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from parbake.errors import ParbakeError
-from parbake.store.cache import StoreSummary
+from parbake.errors import NotAStoreError, ParbakeError
+from parbake.store.cache import REMOVED, StoreSummary
 from parbake.store.publish import baking_lock, finish_swap, staging_root, unfinished_bakes
 from parbake.store.zarr_dir import ROOT, open_folder, open_metadata
 
 
 class InUseError(ParbakeError):
-    """A store that is being baked or read, or that holds what is not parbake's; it was left alone."""
+    """A store that is being baked or read, or that is not ours to remove; it was left alone."""
 
 
 def unused_since(stores: Sequence[StoreSummary], moment: datetime) -> list[StoreSummary]:
@@ -48,12 +48,20 @@ def remove_store(path: Path) -> None:
     """
     with _alone(path):
         _check_ours(path)
+        _check_removable(path)
         for bake in unfinished_bakes(path):
             bake.staging.remove()
         if path.is_dir():
             gone = path.with_name(f".{path.name}.removed-{os.getpid()}")
             path.rename(gone)
             shutil.rmtree(gone)
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what removals that were interrupted have left in ``folder``."""
+    for child in folder.iterdir():
+        if REMOVED.fullmatch(child.name) and not child.is_symlink():
+            shutil.rmtree(child, ignore_errors=True)
 
 
 def remove_unfinished(path: Path) -> None:
@@ -94,8 +102,17 @@ def _check_ours(path: Path) -> None:
     try:
         with contextlib.closing(open_folder(path)) as folder:
             nodes = open_metadata(folder).root["consolidated_metadata"]["metadata"]
+    except NotAStoreError:  # somebody's own, at the name of an unfinished bake
+        raise InUseError(f"{path}: not a store; left alone, and the unfinished bake beside it") from None
     except ParbakeError:  # broken or unfinished: its metadata said that it is ours, no more
         return
     known = {ROOT, *(node.partition("/")[0] for node in nodes)}
     if foreign := sorted(child.name for child in path.iterdir() if child.name not in known):
         raise InUseError(f"{path}: holds {foreign[0]!r}, which is not parbake's; left alone")
+
+
+def _check_removable(path: Path) -> None:
+    """Refuse a store of which only a part could be removed, before any of it is."""
+    for parent, _, _ in os.walk(path):
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise InUseError(f"{parent}: no permission to remove what is in it; {path.name} was left alone")
