@@ -51,8 +51,8 @@ class Choice:
 @click.option(
     "--stale",
     metavar="RECIPE",
-    help="Stores of the recipe's producer that hold something else than it asks for. RECIPE: a recipe file, "
-    "or 'PRODUCER --option value ...' in quotes.",
+    help="Stores of the recipe's producer and input files that hold something else than it asks for. RECIPE: "
+    "a recipe file, or 'PRODUCER --option value ...' in quotes.",
 )
 @click.option(
     "--older-than",
@@ -145,6 +145,7 @@ def chosen_stores(choice: Choice, stores: Sequence[StoreSummary]) -> list[StoreS
 def _stale(recipe: str, stores: Sequence[StoreSummary]) -> list[StoreSummary]:
     from parbake.cli_recipe import parse_producer, results_kept_apart
     from parbake.errors import ParbakeError
+    from parbake.producers.recipe import recipe_of
     from parbake.store.keys import producer_keys
     from parbake.store.store import open_store
 
@@ -157,8 +158,15 @@ def _stale(recipe: str, stores: Sequence[StoreSummary]) -> list[StoreSummary]:
             continue
         try:
             with open_store(summary.path) as store:
-                if not store.compared(wanted, store.stored_samples):
+                same = _inputs(store.provenance.get("recipe")) == _inputs(recipe_of(producer))
+                if same and not store.compared(wanted, store.stored_samples):
                     found.append(summary)
         except ParbakeError:  # went away, or broke, meanwhile
             continue
     return found
+
+
+def _inputs(recipe: Any) -> dict[str, str]:
+    """The files that a recorded recipe names, by parameter."""
+    params = (recipe or {}).get("params") or {}
+    return {name: text for name, text in params.items() if isinstance(text, str) and text.startswith("/")}

@@ -293,6 +293,12 @@ def test_what_is_read_or_baked_or_not_ours_stays(folder: Path) -> None:
         assert text in result.output
     assert left(folder) == {"a", "b", "c", "link"}
     assert (folder / "notes" / "zarr.json").exists()
+    root = paths["b"] / "zarr.json"
+    whole = root.read_text()
+    root.write_text(whole.replace('"parbake_samples":40', '"parbake_samples":41'))
+    assert {s.path.stem: s.state for s in list_stores(folder)}["b"] == "broken"
+    assert run("clear", folder, "--max-size", "0", "--yes").exit_code == 1  # also of a broken one
+    assert (paths["b"] / "mine.txt").exists()
     (paths["b"] / "mine.txt").unlink()
     (folder / "link.zarr").unlink()
     assert run("clear", folder, "--all", "--yes").exit_code == 0

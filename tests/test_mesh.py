@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import LinearNDInterpolator
 
 import parbake
-from parbake import RecipeError, StaleStoreError
+from parbake import ProducerError, RecipeError, StaleStoreError
 from parbake.cli import main
 from parbake.errors import MeshError
 from parbake.producers import MeshPair, MeshSeries, mesh_operator
@@ -47,6 +47,13 @@ def series(steps: int = 4, times: NDArray[np.float64] = TIMES, **changed: Any) -
     points, cells = box("triangle", steps)
     given = {"points": points, "times": times, "fields": fields(points, times), "cells": cells, **changed}
     return MeshSeries.from_arrays(**given)
+
+
+def with_nan(steps: int = 6) -> MeshSeries:
+    points, _ = box("triangle", steps)
+    values = fields(points, TIMES)
+    values["p"][:, 3] = np.nan
+    return series(steps, fields=values)
 
 
 def write(path: Path, found: MeshSeries) -> Path:
@@ -148,6 +155,22 @@ def test_nodes_outside_may_be_nan_and_are_told(tmp_path: Path) -> None:
         assert any("lie outside" in notice for notice in store.provenance["notices"])  # type: ignore[union-attr]
     with pytest.raises(MeshError, match="max_distance"):
         _ = MeshPair(coarse, fine, max_distance=0.01).operator
+
+
+def test_nan_of_the_series_is_taken_where_it_is_allowed(tmp_path: Path) -> None:
+    with pytest.raises(ProducerError, match="allow_nan=True"):
+        cached(MeshPair(with_nan(4), with_nan()), tmp_path, progress=False)
+    with cached(MeshPair(with_nan(4), with_nan(), allow_nan=True), tmp_path, progress=False) as store:
+        found = store.read(slice(None))
+    assert np.isnan(found["fine_features"][:, 3, 0]).all()
+    assert 0 < np.isnan(found["coarse_interp"][..., 0]).mean() < 0.3
+    assert not np.isnan(found["coarse_interp"][..., 1:]).any()
+
+
+def test_times_that_were_float32_late_in_a_run_pair_all_the_same() -> None:
+    late = 5000 + np.arange(40) * 0.025
+    pair = MeshPair(series(3, late.astype("f4").astype("f8")), series(4, late))
+    assert len(pair) == 40
 
 
 def test_computed_on_the_fly_it_gives_the_same(tmp_path: Path) -> None:
@@ -445,6 +468,8 @@ def test_a_command_that_makes_no_pair_is_refused_in_one_line(
         (lambda: MeshPair(series(4), series(6), channels=("z",)), "no channel 'z' in the source"),
         (lambda: MeshPair(series(4), series(6), time_tolerance=-1), "is negative"),
         (lambda: MeshPair(series(4), series(6), time_tolerance=1, step_offset=1), "exclude each other"),
+        (lambda: MeshPair(series(4), series(6), max_distance=np.inf), "no finite number"),
+        (lambda: MeshPair(series(4), series(6), channels=("p", "p")), "name one twice"),
         (lambda: MeshPair(series(4), series(6, points=box("triangle", 6)[0] + 90)), "do not overlap"),
         (lambda: MeshPair(series(4), 3), "is not"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -43,8 +44,9 @@ class MeshPair:
     ``source``, ``target``: files that ``MeshSeries.open`` reads, or series at hand; the keys are the same
     either way: both meshes, times and the values of the used channels, by content. ``channels``: those of
     both series unless named. Steps belong together where their times differ by at most
-    ``time_tolerance`` seconds (a thousandth of the shortest step unless given), or, with ``step_offset``
-    k, step i of the source with step i + k of the target; ``notices`` lists steps that have no partner.
+    ``time_tolerance`` seconds (unless given, a thousandth of the shortest step, or the rounding of float32),
+    or, with ``step_offset`` k, step i of the source with step i + k of the target; ``notices`` lists steps
+    that have no partner. ``allow_nan``: NaN in the series are values, such as in masked solids.
 
     ``method``: linear, nearest, idw (inverse squared distances), rbf (local thin-plate splines).
     ``outside``: what target nodes outside the source mesh get: the value at the closest boundary point
@@ -72,6 +74,7 @@ class MeshPair:
     step_offset: int | None = field(
         default=None, metadata=_option("Pair steps by number instead: source i with target i + this.")
     )
+    allow_nan: bool = field(default=False, metadata=_option("Take NaN of the series as values."))
     residual: bool = field(default=False, metadata=_option("Also store fine_features - coarse_interp."))
     dtype: Literal["float32", "float64"] = field(default="float32", metadata=_option("As stored."))
     operators: Path | None = field(default=None, metadata={"option": False, "recipe": False})
@@ -80,8 +83,9 @@ class MeshPair:
         settle(self)
         if self.step_offset is not None and self.time_tolerance is not None:
             raise RecipeError("mesh: step_offset and time_tolerance exclude each other; leave one out")
-        if self.time_tolerance is not None and not self.time_tolerance >= 0:
-            raise RecipeError(f"mesh: time_tolerance: {self.time_tolerance:g} s is negative")
+        for name, value in (("time_tolerance", self.time_tolerance), ("max_distance", self.max_distance)):
+            if value is not None and not 0 <= value < math.inf:
+                raise RecipeError(f"mesh: {name}: {value:g} is negative, or no finite number")
         for name in ("source", "target"):
             if isinstance(path := getattr(self, name), Path):
                 object.__setattr__(self, name, path.absolute())
@@ -117,6 +121,8 @@ class MeshPair:
             for series, side in ((coarse, "source"), (fine, "target")):
                 if name not in series:
                     raise MeshError(f"mesh: no channel {name!r} in the {side}; it has {', '.join(series)}")
+        if len(set(self.channels)) < len(self.channels):
+            raise MeshError(f"mesh: channels: {', '.join(self.channels)} name one twice")
         used = self.channels or tuple(name for name in fine if name in coarse)
         if not used:
             raise MeshError(
@@ -148,7 +154,11 @@ class MeshPair:
             return self.time_tolerance
         times = (self.source_series.times, self.target_series.times)
         steps = np.concatenate([np.diff(t) for t in times])
-        return 1e-3 * float(steps.min()) if len(steps) else 1e-6 * float(max(1.0, *map(np.max, times)))
+        latest = float(max(np.abs(t).max() for t in times))
+        rounded = 2 * float(np.spacing(np.float32(latest)))  # of times that were float32 on their way here
+        if not len(steps):
+            return max(rounded, 1e-6)
+        return min(0.25 * float(steps.min()), max(1e-3 * float(steps.min()), rounded))
 
     @cached_property
     def notices(self) -> tuple[str, ...]:
@@ -192,7 +202,7 @@ class MeshPair:
                     units=alike.copy().pop() if len(alike) == 1 else None,
                     description=f"{text}: {described}",
                     coords=coords,
-                    allow_nan=self.outside == "nan" and name != "fine_features",
+                    allow_nan=self.allow_nan or (self.outside == "nan" and name != "fine_features"),
                 )
                 for name, text in texts.items()
                 if name != "residual" or self.residual

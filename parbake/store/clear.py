@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from parbake.errors import NotAStoreError, ParbakeError
+from parbake.errors import NotAStoreError, ParbakeError, StoreNotFoundError
 from parbake.store.cache import REMOVED, StoreSummary
 from parbake.store.publish import baking_lock, finish_swap, staging_root, unfinished_bakes
 from parbake.store.zarr_dir import ROOT, open_folder, open_metadata
@@ -104,8 +104,11 @@ def _check_ours(path: Path) -> None:
             nodes = open_metadata(folder).root["consolidated_metadata"]["metadata"]
     except NotAStoreError:  # somebody's own, at the name of an unfinished bake
         raise InUseError(f"{path}: not a store; left alone, and the unfinished bake beside it") from None
-    except ParbakeError:  # broken or unfinished: its metadata said that it is ours, no more
+    except StoreNotFoundError:  # nothing but an unfinished bake
         return
+    except ParbakeError:  # broken: its metadata said that it is ours, but not of what it consists
+        arrays = {c.name for c in path.iterdir() if (c / ROOT).is_file() or (c / "c").is_dir()}
+        nodes = dict.fromkeys(arrays)
     known = {ROOT, *(node.partition("/")[0] for node in nodes)}
     if foreign := sorted(child.name for child in path.iterdir() if child.name not in known):
         raise InUseError(f"{path}: holds {foreign[0]!r}, which is not parbake's; left alone")
