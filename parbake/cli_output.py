@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from parbake.store.verify import Damage, VerifyReport
 
 
+_OPERATOR = "mesh-operator"  # what pairs of meshes keep for themselves: told in one line
+
+
 def show_bake(path: Path, store: Store, last: Progress | None, as_json: bool) -> dict[str, Any]:
     """One line on what the bake left; as JSON it is given back only."""
     raw, stored = raw_nbytes(store), stored_nbytes(store)
@@ -140,14 +143,18 @@ def show_stores(folder: Path, stores: Sequence[StoreSummary], as_json: bool) -> 
         rows = [{**vars(s), "path": str(s.path), "ratio": s.ratio} for s in stores]
         print_json(folder=str(folder), nbytes_stored=total, stores=rows)
         return
-    if stores:
+    operators = [s for s in stores if s.producer == _OPERATOR]
+    listed = [s for s in stores if s.producer != _OPERATOR]
+    if listed:
         # a cache names its entries by producer and keys: said once is enough in 80 columns
-        named = all(s.path.name.startswith(f"{s.producer}-") for s in stores)
+        named = all(s.path.name.startswith(f"{s.producer}-") for s in listed)
         origin = ("inputs",) if named else ("producer", "keys")
         header = ("store", *origin, "samples", "size", "ratio", "state", "used")
-        cells = [_listed(store, named) for store in stores]
+        cells = [_listed(store, named) for store in listed]
         print_parts(table(header, cells, right=range(len(origin) + 1, len(origin) + 4), gap=1))
-    click.echo(f"{folder}: {human.count(len(stores), 'store')}, {human.size(total)}")
+    kept = human.size(sum(s.nbytes_stored for s in operators))
+    beside = f", with {human.count(len(operators), 'interpolation operator')} of {kept}" if operators else ""
+    click.echo(f"{folder}: {human.count(len(listed), 'store')}, {human.size(total)}{beside}")
 
 
 def show_clearing(folder: Path, whole: Sequence[StoreSummary], bakes: Sequence[StoreSummary]) -> None:

@@ -17,7 +17,8 @@ from parbake.store.keys import Keys, digest
 from parbake.store.publish import Unfinished, staging_root, unfinished_bakes
 from parbake.store.zarr_dir import ROOT, open_folder, open_metadata
 
-DIGEST_DIGITS = 16
+DIGEST_DIGITS = 12
+_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # module:name
 REMOVED = re.compile(r"\..+\.removed-\d+")  # what an interrupted removal leaves
 _BAKING = staging_root(Path("x")).name.removeprefix("x")
 
@@ -26,10 +27,10 @@ _BAKING = staging_root(Path("x")).name.removeprefix("x")
 class StoreSummary:
     """One store of a folder. What is not known of an unfinished or broken one is None.
 
-    ``inputs``: names of the files that its recipe names. ``keys``: first digits of the digest of the shared
-    keys. ``state``: complete, edited (only descriptions were), unfinished or broken. ``slabs``: done and
-    total of an unfinished bake, also of one beside a complete store. ``nbytes_stored``: all files, those of
-    unfinished bakes included.
+    ``inputs``: names of the files and of the code that its recipe names. ``keys``: first digits of the
+    digest of the shared keys. ``state``: complete, edited (only descriptions were), unfinished or broken.
+    ``slabs``: done and total of an unfinished bake, also of one beside a complete store. ``nbytes_stored``:
+    all files, those of unfinished bakes included.
     ``last_used``: when its metadata was last read, as the file system keeps it (often by the day).
     """
 
@@ -102,7 +103,8 @@ def _summary(path: Path) -> StoreSummary | None:
 def _inputs(recipe: Any) -> tuple[str, ...]:
     params = recipe.get("params") if isinstance(recipe, Mapping) else None
     texts = params.values() if isinstance(params, Mapping) else ()
-    return tuple(Path(text).name for text in texts if isinstance(text, str) and text.startswith("/"))
+    named = (text for text in texts if isinstance(text, str))
+    return tuple(Path(t).name for t in named if t.startswith("/") or _CODE.fullmatch(t))
 
 
 @contextlib.contextmanager
