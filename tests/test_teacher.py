@@ -454,3 +454,102 @@ def test_items_of_different_sizes_are_refused_with_what_to_do() -> None:
         return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(item) for item in items], batch_first=True)
 
     assert Teacher(lambda x: x, ragged, collate=padded).schema()["y"].shape == (4,)
+
+
+# ---- what runs is what the keys name
+
+
+def test_a_network_that_is_trained_after_the_recipe_was_made_is_baked_as_it_is(tmp_path: Path) -> None:
+    network = torch.nn.Linear(4, 2).eval()
+    teacher = Teacher(network, np.ones((6, 4), np.float32))
+    teacher.schema()  # runs it
+    for value in (7.0, 8.0):
+        with torch.no_grad():
+            network.weight.zero_()
+            network.bias.fill_(value)
+        with parbake.bake(teacher, tmp_path / "s.zarr", rebuild=True, progress=False) as store:
+            np.testing.assert_array_equal(store["y"][:], value)
+            assert store.freshness(Teacher(network, np.ones((6, 4), np.float32)))
+
+
+def test_an_archive_that_is_replaced_after_it_was_read_is_another_one(folder: Path) -> None:
+    def save(value: float) -> None:
+        network = torch.nn.Linear(4, 2).eval()
+        with torch.no_grad():
+            network.bias.fill_(value)
+        torch.jit.script(network).save("net.pt")  # type: ignore[no-untyped-call]
+
+    save(1.0)
+    first, inputs = Teacher("net.pt", np.zeros((6, 4), np.float32)), np.zeros((6, 4), np.float32)
+    first.schema()
+    save(2.0)
+    with parbake.bake(first, "s.zarr", progress=False) as store:
+        np.testing.assert_array_equal(store["y"][:], 1)
+        assert not store.freshness(Teacher("net.pt", inputs))
+
+
+def test_a_callable_that_keeps_something_stays_fresh(tmp_path: Path) -> None:
+    class Keeping:
+        def __init__(self) -> None:
+            self.seen: dict[int, int] = {}
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen[len(self.seen)] = len(x)
+            return x
+
+    teacher = Teacher(Keeping(), np.ones((6, 4), np.float32))
+    with parbake.bake(teacher, tmp_path / "s.zarr", progress=False) as store:
+        assert store.freshness(teacher)
+
+
+def test_a_network_in_a_module_is_left_as_it_is_by_weights(folder: Path) -> None:
+    (folder / "my_nets.py").write_text("import torch\nNET = torch.nn.Linear(4, 2)\n")
+    inputs = np.ones((6, 4), np.float32)
+    keys = {}
+    for name in "ab":
+        torch.save(torch.nn.Linear(4, 2).state_dict(), f"{name}.pt")
+        keys[name] = Teacher("my_nets:NET", inputs, weights=Path(f"{name}.pt"))
+        producer_keys(keys[name])
+    first, second = (producer_keys(keys[name])[0] for name in "ab")
+    assert first != second
+    assert sys.modules["my_nets"].NET.training
+
+
+@pytest.mark.parametrize("name", ["net", "images"])
+def test_a_factory_that_makes_another_thing_in_each_process_is_refused(folder: Path, name: str) -> None:
+    (folder / "my_nets.py").write_text(
+        "import functools\nimport numpy as np\nimport torch\n\n\n"
+        "def net():\n    return functools.partial(torch.mul, torch.rand(4))\n\n\n"
+        "def images():\n    return np.random.normal(size=(8, 4)).astype(np.float32)\n"
+    )
+    inputs: Any = "my_nets:images" if name == "images" else np.ones((8, 4), np.float32)
+    teacher = Teacher("my_nets:net" if name == "net" else torch.nn.Identity().eval(), inputs)
+    producer_keys(teacher)
+    sent = pickle.loads(pickle.dumps(teacher))  # a worker draws others
+    with pytest.raises((TeacherFileError, RecipeError), match="in each process"):
+        sent.produce(0, 8, ("y",))
+
+
+def test_a_worker_makes_named_inputs_once(folder: Path) -> None:
+    (folder / "my_nets.py").write_text(
+        "import numpy as np\n\nMADE = []\n\n\ndef images():\n    MADE.append(1)\n    return np.ones((8, 4))\n"
+    )
+    teacher = Teacher(torch.nn.Identity().eval(), "my_nets:images")
+    producer_keys(teacher)
+    content = pickle.dumps(teacher)
+    for _ in range(3):
+        pickle.loads(content).produce(0, 8, ("y",))
+    assert len(sys.modules["my_nets"].MADE) == 2  # here, and "there"
+
+
+def test_a_fresh_seed_bakes_with_the_network_of_the_keys(folder: Path) -> None:
+    (folder / "my_nets.py").write_text(
+        "import functools\nimport torch\n\n\n"
+        "def net():\n    return functools.partial(torch.mul, torch.rand(4))\n\n\n"
+        "def draw(index, rng):\n    return rng.normal(size=4).astype('f4')\n"
+    )
+    teacher = Teacher("my_nets:net", "my_nets:draw", num_samples=8, seed="fresh", keep=("x",))
+    with parbake.bake(teacher, "s.zarr", progress=False) as store:
+        with torch.inference_mode():
+            expected = teacher._network.plain(torch.from_numpy(store["x"][:]))
+        np.testing.assert_allclose(store["y"][:], expected, rtol=1e-5)

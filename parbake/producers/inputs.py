@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from parbake.errors import ProducerError, RecipeError
+from parbake.producers.networks import Origin, content_digest
 from parbake.producers.recipe import named_object
 
 _PARTS_MAX = 1000
@@ -60,6 +62,21 @@ def inputs_object(inputs: Any) -> Any:
         except Exception as error:  # whatever the user's code raises
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise RecipeError(f"teacher: inputs: {inputs}() failed: {text}") from error
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def inputs_in_process(inputs: str, origin: Origin) -> Any:
+    """The inputs of a recipe that came from another process, made once in this one.
+
+    Raises RecipeError where a factory makes others here than it made there.
+    """
+    found = inputs_object(inputs)
+    if origin.inputs not in (None, content_digest(found)):
+        raise RecipeError(
+            f"teacher: inputs: {inputs} makes others in each process; draw them from a fixed seed, or by a "
+            "function (index, rng)"
+        )
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,12 +14,23 @@ import numpy as np
 
 from parbake.errors import KeysError, ParbakeError, ProducerError, RecipeError, SchemaError
 from parbake.producers.batches import to_host
-from parbake.producers.inputs import Source, detached, inputs_object, is_drawn, named_parts, source_of
+from parbake.producers.inputs import (
+    Source,
+    detached,
+    inputs_in_process,
+    inputs_object,
+    is_drawn,
+    named_parts,
+    source_of,
+)
 from parbake.producers.networks import (
     Network,
+    Origin,
     archive_path,
+    content_digest,
     content_of,
     made_network,
+    named_network,
     network_in_process,
     placed,
     usable_device,
@@ -114,7 +126,14 @@ class Teacher:
         self._store_dtypes()
 
     def __getstate__(self) -> dict[str, Any]:
-        return without_caches(self, keep=("_probed",))
+        _ = self._origin  # worked out here once, to be sent along
+        return without_caches(self, keep=("_probed", "_origin"))
+
+    def with_seed(self, seed: int) -> Teacher:
+        """The same with ``seed``, and with the very network and inputs that this one has."""
+        found = object.__new__(type(self))
+        vars(found).update(vars(self), seed=seed)
+        return found
 
     def __len__(self) -> int:
         length = self._source(0).length
@@ -140,7 +159,7 @@ class Teacher:
     def invalidation_keys(self) -> dict[str, JSON]:
         """The network and the inputs by content, and how the one is applied to the other."""
         parts: dict[str, Any] = {
-            "model": archive_path(self.model) or self._network.plain,
+            "model": self._model_key(),
             "inputs": self._inputs,
             **{name: hook for name in _HOOKS if (hook := self._hook(name)) is not None},
         }
@@ -158,6 +177,14 @@ class Teacher:
                 raise KeysError(f"teacher: keys: {sorted(clash)} are the producer's own; rename them")
             parts = {name: _vouched(part) for name, part in parts.items()} | dict(self.keys)
         return parts | keys
+
+    def _model_key(self) -> Any:
+        if archive_path(self.model) is not None:
+            return {"sha256": self.content[0]}
+        if self._is_named:
+            return self._network.plain
+        vars(self).pop("_network", None)  # a copy of what it was: it may have been trained since
+        return made_network(self.model, self.weights)
 
     def produce(self, start: int, stop: int, fields: Sequence[str]) -> dict[str, Any]:
         """The named fields of samples [start, stop): tensors on the device, or NumPy arrays."""
@@ -186,6 +213,8 @@ class Teacher:
 
     @cached_property
     def _inputs(self) -> Any:
+        if isinstance(self.inputs, str) and (origin := vars(self).get("_origin")) is not None:
+            return inputs_in_process(self.inputs, origin)
         return inputs_object(self.inputs)
 
     @cached_property
@@ -199,10 +228,28 @@ class Teacher:
     def _device(self) -> str:
         return usable_device(self.device, self.name)
 
+    @property
+    def _is_named(self) -> bool:
+        return isinstance(self.model, str | Path)
+
+    @cached_property
+    def _origin(self) -> Origin:
+        made = vars(self)  # nothing is made for its sake: the keys, which come first, need both
+        network, inputs = made.get("_network"), made.get("_inputs")
+        factory = self._is_named and archive_path(self.model) is None
+        return Origin(
+            secrets.token_hex(8),
+            content_digest(network.plain) if factory and network is not None else None,
+            content_digest(inputs) if isinstance(self.inputs, str) and inputs is not None else None,
+        )
+
     @cached_property
     def _network(self) -> Network:
-        if isinstance(self.model, str | Path):
-            return network_in_process(self.model, self.weights, self.content, self._device, self.compile)
+        if self._is_named:
+            recipe = (self.model, self.weights, self.content, self._device, self.compile)
+            if (origin := vars(self).get("_origin")) is not None:  # it was sent here
+                return network_in_process(*recipe, origin)
+            return named_network(*recipe)
         return placed(made_network(self.model, self.weights), self._device, self.compile)
 
     def _hook(self, name: str) -> Any:
