@@ -553,3 +553,69 @@ def test_a_fresh_seed_bakes_with_the_network_of_the_keys(folder: Path) -> None:
         with torch.inference_mode():
             expected = teacher._network.plain(torch.from_numpy(store["x"][:]))
         np.testing.assert_allclose(store["y"][:], expected, rtol=1e-5)
+
+
+# ---- values that must not change on their way
+
+
+def test_a_kept_input_is_stored_as_it_came_where_the_network_writes_into_it(tmp_path: Path) -> None:
+    inputs = -np.ones((6, 4), np.float32)
+    teacher = Teacher(torch.nn.ReLU(inplace=True).eval(), inputs, keep=("x",))
+    with parbake.bake(teacher, tmp_path / "s.zarr", progress=False) as store:
+        np.testing.assert_array_equal(store["x"][:], inputs)
+        assert not store["y"][:].any()
+
+
+NUMBERS = np.arange(12, dtype=np.float32).reshape(6, 2)
+
+
+@pytest.mark.parametrize(
+    ("network", "fields", "text"),
+    [
+        (lambda x: (x * 1e4).long(), "float16", "has no place in float16"),
+        (lambda x: torch.complex(x.double() * 1e300, x.double()), "complex64", "has no place in complex64"),
+        (lambda x: torch.complex(x, x), "float32", "imaginary part"),
+        (lambda x: -x.long(), "uint64", "-1 has no place in uint64"),
+        (lambda x: x.to_sparse(), "float32", "make it dense"),
+    ],
+)
+def test_values_without_a_place_in_the_declared_field_are_refused(
+    tmp_path: Path, network: Any, fields: str, text: str
+) -> None:
+    teacher = Teacher(network, NUMBERS, fields={"y": Field((2,), fields, ("axis",))})
+    with pytest.raises(ProducerError, match=text):
+        parbake.bake(teacher, tmp_path / "s.zarr", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("network", "store_dtype", "text"),
+    [
+        (lambda x: torch.complex(x, x), {"y": "float32"}, "would cut it"),
+        (lambda x: x, "y=float16,float64", "nor field=dtype"),
+        (lambda x: x.to_sparse(), None, "make it dense"),
+    ],
+)
+def test_stored_forms_that_cannot_be_are_refused_at_once(network: Any, store_dtype: Any, text: str) -> None:
+    with pytest.raises((RecipeError, ProducerError), match=text):
+        Teacher(network, NUMBERS, store_dtype=store_dtype).schema()
+
+
+def test_unsigned_and_foreign_numbers_are_masked_and_stored(tmp_path: Path) -> None:
+    class Depths(Images):
+        def __getitem__(self, index: int) -> Any:
+            super().__getitem__(index)
+            return np.full(3, index, np.uint16)
+
+    def swapped(x: torch.Tensor) -> Any:
+        return x.numpy().astype(">f4")
+
+    teacher = Teacher(swapped, Depths(6, broken=(4,)), keep=("x",), on_error="mask")
+    with parbake.bake(teacher, tmp_path / "s.zarr", progress=False) as store:
+        np.testing.assert_array_equal(store["x"][:, 0], [0, 1, 2, 3, 0, 5])
+        np.testing.assert_array_equal(store["y"][:, 0], [0, 1, 2, 3, np.nan, 5])
+
+
+def test_nan_in_complex_outputs_is_refused_where_samples_are_masked(tmp_path: Path) -> None:
+    teacher = Teacher(lambda x: torch.complex(x, x / 0), NUMBERS, on_error="mask")
+    with pytest.raises(ProducerError, match="has NaN in sample 0"):
+        parbake.bake(teacher, tmp_path / "s.zarr", progress=False)

@@ -35,7 +35,7 @@ from parbake.producers.networks import (
     placed,
     usable_device,
 )
-from parbake.producers.outputs import converted_to, masked, moved, named_outputs
+from parbake.producers.outputs import converted_to, copied, masked, moved, named_outputs
 from parbake.producers.recipe import named_object, settle, without_caches
 from parbake.store.capture import Captured, capture
 from parbake.store.keys import JSON
@@ -263,7 +263,7 @@ class Teacher:
         """Stored dtype by field; under "" the one of all floating-point fields."""
         given = self.store_dtype
         if isinstance(given, str) and "=" in given:
-            given = dict(part.split("=", 1) for part in given.split(",") if "=" in part)
+            given = {name: dtype for name, _, dtype in (part.partition("=") for part in given.split(","))}
         if not isinstance(given, Mapping):
             given = {} if given is None else {"": given}
         try:
@@ -312,7 +312,7 @@ class Teacher:
                 "axis must be the batch"
             )
         wanted = dtypes.get(name, dtypes.get("", array.dtype) if array.dtype.kind == "f" else array.dtype)
-        if array.dtype.kind in "fc" and wanted.kind not in "fc":
+        if wanted.kind not in {"f": "fc", "c": "c"}.get(array.dtype.kind, wanted.kind):
             raise RecipeError(f"teacher: store_dtype: field {name!r} is {array.dtype}; {wanted} would cut it")
         dims = tuple(f"{name}_{axis}" for axis in range(array.ndim - 1))
         return Field(array.shape[1:], wanted, dims)
@@ -332,7 +332,7 @@ class Teacher:
             )
         values = {name: parts[name] for name in self.keep}
         if wanted is None or wanted - values.keys() - {VALID}:
-            passed = {name: parts[name] for name in self.args or parts}
+            passed = {n: copied(parts[n]) if n in self.keep else parts[n] for n in self.args or parts}
             outputs = named_outputs(self._run(passed, by_name), self.outputs)
             if clash := outputs.keys() & values.keys():
                 raise ProducerError(
