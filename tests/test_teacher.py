@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import pickle
 import sys
 import threading
@@ -619,3 +620,75 @@ def test_nan_in_complex_outputs_is_refused_where_samples_are_masked(tmp_path: Pa
     teacher = Teacher(lambda x: torch.complex(x, x / 0), NUMBERS, on_error="mask")
     with pytest.raises(ProducerError, match="has NaN in sample 0"):
         parbake.bake(teacher, tmp_path / "s.zarr", progress=False)
+
+
+# ---- datasets that keep something
+
+
+class Reader:
+    def __init__(self) -> None:
+        self.file: Any = None
+
+    def read(self, index: int) -> np.ndarray[Any, Any]:
+        self.file = self.file or threading.Lock()
+        return np.full(4, index, np.float32)
+
+
+class Keeping(torch.utils.data.Dataset[Any]):
+    """Keeps its items in a list, its file in a reader, and itself in what it is made of."""
+
+    def __init__(self, count: int) -> None:
+        self.items: list[Any] = [None] * count
+        self.reader = Reader()
+        self.load = self.loaded
+        self.owner = self
+
+    def loaded(self, index: int) -> Any:
+        if self.items[index] is None:
+            self.items[index] = self.reader.read(index)
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.load(index)
+
+
+@pytest.mark.parametrize("count", [20, 2000])
+def test_what_a_dataset_keeps_leaves_its_keys_alone(tmp_path: Path, count: int) -> None:
+    dataset = Keeping(count)
+    teacher = Teacher(torch.nn.Identity().eval(), dataset, num_samples=20)
+    with parbake.bake(teacher, tmp_path / "s.zarr", progress=False) as store:
+        np.testing.assert_array_equal(store["y"][:, 0], np.arange(20))
+        assert store.freshness(Teacher(torch.nn.Identity().eval(), dataset, num_samples=20))
+    assert dataset.items[0] is None
+    assert dataset.reader.file is None
+
+
+def test_a_dataset_that_closes_its_file_at_its_end_is_left_open(tmp_path: Path) -> None:
+    (tmp_path / "numbers").write_bytes(bytes(range(8)))
+
+    class Closing:
+        def __init__(self) -> None:
+            self.file = (tmp_path / "numbers").open("rb")
+
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> float:
+            self.file.seek(index)
+            return float(self.file.read(1)[0])
+
+        def __del__(self) -> None:
+            self.file.close()
+
+    dataset = Closing()
+    for _ in range(2):
+        Teacher(torch.nn.Identity().eval(), dataset).produce(0, 8, ("y",))
+    gc.collect()
+    assert dataset[3] == 3
+    file = dataset.file
+    del dataset
+    gc.collect()
+    assert file.closed
