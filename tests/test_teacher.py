@@ -348,6 +348,12 @@ def test_torchscript_and_export_archives_bake_like_the_module(folder: Path) -> N
 # ---- refused
 
 
+def partly_training() -> torch.nn.Module:
+    network = made(Vision)
+    network.dropout.train()  # type: ignore[operator, union-attr]
+    return network
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -355,6 +361,16 @@ def test_torchscript_and_export_archives_bake_like_the_module(folder: Path) -> N
         ({"model": "net.pt"}, "no such file"),
         ({"weights": "w.pt"}, "no such file"),
         ({"num_samples": 0}, "less than 1"),
+        ({"seed": -1}, "not from 0 to 2^64 - 1"),
+        ({"seed": 2**64}, "not from 0 to 2^64 - 1"),
+        ({"keys": "v3"}, "not a table of names"),
+        ({"fields": ["y"]}, "not a table of names"),
+        ({"fields": {"y": {"shape": [2]}}}, "dict is not parbake.Field"),
+        ({"fields": {"y": Field((2,), "float32", ("a",))}, "store_dtype": "float16"}, "goes without fields"),
+        ({"inputs": Images(0)}, "an empty dataset"),
+        ({"post": torch.nn.Dropout()}, "post: is in training mode"),
+        ({"model": partly_training()}, "its part 'dropout' (Dropout) is in training mode"),
+        ({"model": "torch:pi.real.of"}, "has no 'pi.real.of'"),
         ({"store_dtype": "flout16"}, "is no dtype"),
         ({"device": "cuda:7"}, "cannot be used here"),
         ({"model": Vision()}, "call model.eval"),
@@ -692,3 +708,11 @@ def test_a_dataset_that_closes_its_file_at_its_end_is_left_open(tmp_path: Path) 
     del dataset
     gc.collect()
     assert file.closed
+
+
+def test_a_factory_whose_weights_hold_nan_makes_the_same_twice(folder: Path) -> None:
+    (folder / "my_nets.py").write_text(
+        "import torch\n\n\ndef net():\n    found = torch.nn.Identity()\n"
+        "    found.register_buffer('limit', torch.tensor(float('nan')))\n    return found\n"
+    )
+    assert producer_keys(Teacher("my_nets:net", np.ones((6, 4), np.float32)))

@@ -56,6 +56,7 @@ def made_network(model: Any, weights: Path | None) -> Callable[..., Any]:
         raise _refused("weights: goes with module:factory; load them into the model yourself")
     if _is_module(model) and model.training:
         raise _refused("model: in training mode (dropout, batch norm); call model.eval() first")
+    refuse_training(model, "model")
     network: Callable[..., Any] = model
     return network
 
@@ -171,6 +172,7 @@ def _made(spec: str, weights: Path | None) -> Callable[..., Any]:
         made = found
         try:
             found = made()
+            again = made() if weights is None and _is_module(found) else found
         except Exception as error:  # whatever the user's code raises
             text = f"{type(error).__name__}: {_one_line(error)}"
             raise _refused(
@@ -178,7 +180,7 @@ def _made(spec: str, weights: Path | None) -> Callable[..., Any]:
             ) from error
         if not callable(found):
             raise _refused(f"model: {spec}() gives {type(found).__name__}, which cannot be called")
-        if weights is None and _is_module(found) and not _same_state(found, made()):
+        if again is not found and not _same_state(found, again):
             raise _refused(
                 f"model: {spec}() gives other weights each time; name them with weights=, or seed them in it"
             )
@@ -186,14 +188,27 @@ def _made(spec: str, weights: Path | None) -> Callable[..., Any]:
         found = _copied(found)
         _load_weights(found, weights)
     network: Callable[..., Any] = found.eval() if _is_module(found) else found
+    refuse_training(network, "model")
     return network
 
 
 def _same_state(one: Any, other: Any) -> bool:
+    """Whether two modules hold the same, NaN too; true where that cannot be seen."""
+    return content_digest(one.state_dict()) == content_digest(other.state_dict())
+
+
+def refuse_training(network: Any, where: str) -> None:
+    """Refuses a module a part of which draws at random, or goes by the batch. Raises RecipeError."""
     import torch
 
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    if not _is_module(network):
+        return
+    modules = torch.nn.modules
+    kinds = (modules.dropout._DropoutNd, modules.batchnorm._BatchNorm, torch.nn.RReLU)
+    for name, part in network.named_modules():
+        if part.training and isinstance(part, kinds):
+            place = f"its part {name!r} ({type(part).__name__}) is" if name else "is"
+            raise _refused(f"{where}: {place} in training mode; call .eval() first")
 
 
 def _copied(network: Callable[..., Any]) -> Callable[..., Any]:

@@ -33,6 +33,7 @@ from parbake.producers.networks import (
     named_network,
     network_in_process,
     placed,
+    refuse_training,
     usable_device,
 )
 from parbake.producers.outputs import converted_to, copied, masked, moved, named_outputs
@@ -123,7 +124,17 @@ class Teacher:
         object.__setattr__(self, "content", content_of(self.model, self.weights))
         if self.num_samples is not None and self.num_samples < 1:
             raise RecipeError(f"teacher: num_samples: {self.num_samples} is less than 1")
-        self._store_dtypes()
+        if self.seed != "fresh" and not 0 <= self.seed < 2**64:
+            raise RecipeError(f"teacher: seed: {self.seed} is not from 0 to 2^64 - 1, and not 'fresh'")
+        for name in ("fields", "keys"):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, Mapping):
+                raise RecipeError(f"teacher: {name}: {given!r} is not a table of names")
+        for name, declared in (self.fields or {}).items():
+            if not isinstance(declared, Field):
+                raise RecipeError(f"teacher: fields: {name}: {type(declared).__name__} is not parbake.Field")
+        if self._store_dtypes() and self.fields is not None:
+            raise RecipeError("teacher: store_dtype: goes without fields=, each of which has its own")
 
     def __getstate__(self) -> dict[str, Any]:
         _ = self._origin  # worked out here once, to be sent along
@@ -257,6 +268,7 @@ class Teacher:
         hook = named_object(given) if isinstance(given, str) else given
         if hook is not None and not callable(hook):
             raise RecipeError(f"teacher: {name}: {type(hook).__name__} cannot be called")
+        refuse_training(hook, name)
         return hook
 
     def _store_dtypes(self) -> dict[str, np.dtype[Any]]:
@@ -277,6 +289,8 @@ class Teacher:
     def _probed(self) -> dict[str, Field]:
         """The fields, read off a batch of two: the first whose inputs do not fail."""
         source = self._source(0 if self.seed == "fresh" else self.seed)
+        if not len(self):
+            raise RecipeError("teacher: inputs: an empty dataset")
         for start in range(0, min(_PROBED_MAX, len(self)), 2):
             count = min(2, len(self) - start)
             try:
