@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import parbake
 from parbake.errors import RecipeError, TeacherFileError
 from parbake.producers.sine import DEFAULT_TEACHER, SineTeacher
 from parbake.producers.tones import uniforms
@@ -357,3 +358,16 @@ def test_a_fresh_seed_is_the_bakes_to_draw() -> None:
 def test_a_device_that_is_not_there_is_a_recipe_error() -> None:
     task = SineTeacher(duration=SHORT_S, device="cuda:0")
     assert refusal(lambda: task.produce(0, 1, ("y",))).startswith("sine-teacher: device: 'cuda:0' cannot")
+
+
+def test_a_model_file_that_is_replaced_after_it_was_read_is_another_one(tmp_path: Path) -> None:
+    file = tmp_path / "teacher.json"
+    content = DEFAULT_TEACHER.read_text()
+    file.write_text(content)
+    first = SineTeacher(teacher=file, num_samples=2, duration=0.01)
+    first.produce(0, 1, ("y",))
+    model = json.loads(content)
+    model["state_dict"]["lin.bias"] = [value + 1 for value in model["state_dict"]["lin.bias"]]
+    file.write_text(json.dumps(model))
+    with parbake.bake(first, tmp_path / "s.zarr", progress=False) as store:
+        assert not store.freshness(SineTeacher(teacher=file, num_samples=2, duration=0.01))

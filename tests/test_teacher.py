@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import pickle
 import sys
 import threading
@@ -347,6 +348,12 @@ def test_torchscript_and_export_archives_bake_like_the_module(folder: Path) -> N
 # ---- refused
 
 
+def partly_training() -> torch.nn.Module:
+    network = made(Vision)
+    network.dropout.train()  # type: ignore[operator, union-attr]
+    return network
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -354,6 +361,16 @@ def test_torchscript_and_export_archives_bake_like_the_module(folder: Path) -> N
         ({"model": "net.pt"}, "no such file"),
         ({"weights": "w.pt"}, "no such file"),
         ({"num_samples": 0}, "less than 1"),
+        ({"seed": -1}, "not from 0 to 2^64 - 1"),
+        ({"seed": 2**64}, "not from 0 to 2^64 - 1"),
+        ({"keys": "v3"}, "not a table of names"),
+        ({"fields": ["y"]}, "not a table of names"),
+        ({"fields": {"y": {"shape": [2]}}}, "dict is not parbake.Field"),
+        ({"fields": {"y": Field((2,), "float32", ("a",))}, "store_dtype": "float16"}, "goes without fields"),
+        ({"inputs": Images(0)}, "an empty dataset"),
+        ({"post": torch.nn.Dropout()}, "post: is in training mode"),
+        ({"model": partly_training()}, "its part 'dropout' (Dropout) is in training mode"),
+        ({"model": "torch:pi.real.of"}, "has no 'pi.real.of'"),
         ({"store_dtype": "flout16"}, "is no dtype"),
         ({"device": "cuda:7"}, "cannot be used here"),
         ({"model": Vision()}, "call model.eval"),
@@ -454,3 +471,248 @@ def test_items_of_different_sizes_are_refused_with_what_to_do() -> None:
         return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(item) for item in items], batch_first=True)
 
     assert Teacher(lambda x: x, ragged, collate=padded).schema()["y"].shape == (4,)
+
+
+# ---- what runs is what the keys name
+
+
+def test_a_network_that_is_trained_after_the_recipe_was_made_is_baked_as_it_is(tmp_path: Path) -> None:
+    network = torch.nn.Linear(4, 2).eval()
+    teacher = Teacher(network, np.ones((6, 4), np.float32))
+    teacher.schema()  # runs it
+    for value in (7.0, 8.0):
+        with torch.no_grad():
+            network.weight.zero_()
+            network.bias.fill_(value)
+        with parbake.bake(teacher, tmp_path / "s.zarr", rebuild=True, progress=False) as store:
+            np.testing.assert_array_equal(store["y"][:], value)
+            assert store.freshness(Teacher(network, np.ones((6, 4), np.float32)))
+
+
+def test_an_archive_that_is_replaced_after_it_was_read_is_another_one(folder: Path) -> None:
+    def save(value: float) -> None:
+        network = torch.nn.Linear(4, 2).eval()
+        with torch.no_grad():
+            network.bias.fill_(value)
+        torch.jit.script(network).save("net.pt")  # type: ignore[no-untyped-call]
+
+    save(1.0)
+    first, inputs = Teacher("net.pt", np.zeros((6, 4), np.float32)), np.zeros((6, 4), np.float32)
+    first.schema()
+    save(2.0)
+    with parbake.bake(first, "s.zarr", progress=False) as store:
+        np.testing.assert_array_equal(store["y"][:], 1)
+        assert not store.freshness(Teacher("net.pt", inputs))
+
+
+def test_a_callable_that_keeps_something_stays_fresh(tmp_path: Path) -> None:
+    class Keeping:
+        def __init__(self) -> None:
+            self.seen: dict[int, int] = {}
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen[len(self.seen)] = len(x)
+            return x
+
+    teacher = Teacher(Keeping(), np.ones((6, 4), np.float32))
+    with parbake.bake(teacher, tmp_path / "s.zarr", progress=False) as store:
+        assert store.freshness(teacher)
+
+
+def test_a_network_in_a_module_is_left_as_it_is_by_weights(folder: Path) -> None:
+    (folder / "my_nets.py").write_text("import torch\nNET = torch.nn.Linear(4, 2)\n")
+    inputs = np.ones((6, 4), np.float32)
+    keys = {}
+    for name in "ab":
+        torch.save(torch.nn.Linear(4, 2).state_dict(), f"{name}.pt")
+        keys[name] = Teacher("my_nets:NET", inputs, weights=Path(f"{name}.pt"))
+        producer_keys(keys[name])
+    first, second = (producer_keys(keys[name])[0] for name in "ab")
+    assert first != second
+    assert sys.modules["my_nets"].NET.training
+
+
+@pytest.mark.parametrize("name", ["net", "images"])
+def test_a_factory_that_makes_another_thing_in_each_process_is_refused(folder: Path, name: str) -> None:
+    (folder / "my_nets.py").write_text(
+        "import functools\nimport numpy as np\nimport torch\n\n\n"
+        "def net():\n    return functools.partial(torch.mul, torch.rand(4))\n\n\n"
+        "def images():\n    return np.random.normal(size=(8, 4)).astype(np.float32)\n"
+    )
+    inputs: Any = "my_nets:images" if name == "images" else np.ones((8, 4), np.float32)
+    teacher = Teacher("my_nets:net" if name == "net" else torch.nn.Identity().eval(), inputs)
+    producer_keys(teacher)
+    sent = pickle.loads(pickle.dumps(teacher))  # a worker draws others
+    with pytest.raises((TeacherFileError, RecipeError), match="in each process"):
+        sent.produce(0, 8, ("y",))
+
+
+def test_a_worker_makes_named_inputs_once(folder: Path) -> None:
+    (folder / "my_nets.py").write_text(
+        "import numpy as np\n\nMADE = []\n\n\ndef images():\n    MADE.append(1)\n    return np.ones((8, 4))\n"
+    )
+    teacher = Teacher(torch.nn.Identity().eval(), "my_nets:images")
+    producer_keys(teacher)
+    content = pickle.dumps(teacher)
+    for _ in range(3):
+        pickle.loads(content).produce(0, 8, ("y",))
+    assert len(sys.modules["my_nets"].MADE) == 2  # here, and "there"
+
+
+def test_a_fresh_seed_bakes_with_the_network_of_the_keys(folder: Path) -> None:
+    (folder / "my_nets.py").write_text(
+        "import functools\nimport torch\n\n\n"
+        "def net():\n    return functools.partial(torch.mul, torch.rand(4))\n\n\n"
+        "def draw(index, rng):\n    return rng.normal(size=4).astype('f4')\n"
+    )
+    teacher = Teacher("my_nets:net", "my_nets:draw", num_samples=8, seed="fresh", keep=("x",))
+    with parbake.bake(teacher, "s.zarr", progress=False) as store:
+        with torch.inference_mode():
+            expected = teacher._network.plain(torch.from_numpy(store["x"][:]))
+        np.testing.assert_allclose(store["y"][:], expected, rtol=1e-5)
+
+
+# ---- values that must not change on their way
+
+
+def test_a_kept_input_is_stored_as_it_came_where_the_network_writes_into_it(tmp_path: Path) -> None:
+    inputs = -np.ones((6, 4), np.float32)
+    teacher = Teacher(torch.nn.ReLU(inplace=True).eval(), inputs, keep=("x",))
+    with parbake.bake(teacher, tmp_path / "s.zarr", progress=False) as store:
+        np.testing.assert_array_equal(store["x"][:], inputs)
+        assert not store["y"][:].any()
+
+
+NUMBERS = np.arange(12, dtype=np.float32).reshape(6, 2)
+
+
+@pytest.mark.parametrize(
+    ("network", "fields", "text"),
+    [
+        (lambda x: (x * 1e4).long(), "float16", "has no place in float16"),
+        (lambda x: torch.complex(x.double() * 1e300, x.double()), "complex64", "has no place in complex64"),
+        (lambda x: torch.complex(x, x), "float32", "imaginary part"),
+        (lambda x: -x.long(), "uint64", "-1 has no place in uint64"),
+        (lambda x: x.to_sparse(), "float32", "make it dense"),
+    ],
+)
+def test_values_without_a_place_in_the_declared_field_are_refused(
+    tmp_path: Path, network: Any, fields: str, text: str
+) -> None:
+    teacher = Teacher(network, NUMBERS, fields={"y": Field((2,), fields, ("axis",))})
+    with pytest.raises(ProducerError, match=text):
+        parbake.bake(teacher, tmp_path / "s.zarr", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("network", "store_dtype", "text"),
+    [
+        (lambda x: torch.complex(x, x), {"y": "float32"}, "would cut it"),
+        (lambda x: x, "y=float16,float64", "nor field=dtype"),
+        (lambda x: x.to_sparse(), None, "make it dense"),
+    ],
+)
+def test_stored_forms_that_cannot_be_are_refused_at_once(network: Any, store_dtype: Any, text: str) -> None:
+    with pytest.raises((RecipeError, ProducerError), match=text):
+        Teacher(network, NUMBERS, store_dtype=store_dtype).schema()
+
+
+def test_unsigned_and_foreign_numbers_are_masked_and_stored(tmp_path: Path) -> None:
+    class Depths(Images):
+        def __getitem__(self, index: int) -> Any:
+            super().__getitem__(index)
+            return np.full(3, index, np.uint16)
+
+    def swapped(x: torch.Tensor) -> Any:
+        return x.numpy().astype(">f4")
+
+    teacher = Teacher(swapped, Depths(6, broken=(4,)), keep=("x",), on_error="mask")
+    with parbake.bake(teacher, tmp_path / "s.zarr", progress=False) as store:
+        np.testing.assert_array_equal(store["x"][:, 0], [0, 1, 2, 3, 0, 5])
+        np.testing.assert_array_equal(store["y"][:, 0], [0, 1, 2, 3, np.nan, 5])
+
+
+def test_nan_in_complex_outputs_is_refused_where_samples_are_masked(tmp_path: Path) -> None:
+    teacher = Teacher(lambda x: torch.complex(x, x / 0), NUMBERS, on_error="mask")
+    with pytest.raises(ProducerError, match="has NaN in sample 0"):
+        parbake.bake(teacher, tmp_path / "s.zarr", progress=False)
+
+
+# ---- datasets that keep something
+
+
+class Reader:
+    def __init__(self) -> None:
+        self.file: Any = None
+
+    def read(self, index: int) -> np.ndarray[Any, Any]:
+        self.file = self.file or threading.Lock()
+        return np.full(4, index, np.float32)
+
+
+class Keeping(torch.utils.data.Dataset[Any]):
+    """Keeps its items in a list, its file in a reader, and itself in what it is made of."""
+
+    def __init__(self, count: int) -> None:
+        self.items: list[Any] = [None] * count
+        self.reader = Reader()
+        self.load = self.loaded
+        self.owner = self
+
+    def loaded(self, index: int) -> Any:
+        if self.items[index] is None:
+            self.items[index] = self.reader.read(index)
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.load(index)
+
+
+@pytest.mark.parametrize("count", [20, 2000])
+def test_what_a_dataset_keeps_leaves_its_keys_alone(tmp_path: Path, count: int) -> None:
+    dataset = Keeping(count)
+    teacher = Teacher(torch.nn.Identity().eval(), dataset, num_samples=20)
+    with parbake.bake(teacher, tmp_path / "s.zarr", progress=False) as store:
+        np.testing.assert_array_equal(store["y"][:, 0], np.arange(20))
+        assert store.freshness(Teacher(torch.nn.Identity().eval(), dataset, num_samples=20))
+    assert dataset.items[0] is None
+    assert dataset.reader.file is None
+
+
+def test_a_dataset_that_closes_its_file_at_its_end_is_left_open(tmp_path: Path) -> None:
+    (tmp_path / "numbers").write_bytes(bytes(range(8)))
+
+    class Closing:
+        def __init__(self) -> None:
+            self.file = (tmp_path / "numbers").open("rb")
+
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> float:
+            self.file.seek(index)
+            return float(self.file.read(1)[0])
+
+        def __del__(self) -> None:
+            self.file.close()
+
+    dataset = Closing()
+    for _ in range(2):
+        Teacher(torch.nn.Identity().eval(), dataset).produce(0, 8, ("y",))
+    gc.collect()
+    assert dataset[3] == 3
+    file = dataset.file
+    del dataset
+    gc.collect()
+    assert file.closed
+
+
+def test_a_factory_whose_weights_hold_nan_makes_the_same_twice(folder: Path) -> None:
+    (folder / "my_nets.py").write_text(
+        "import torch\n\n\ndef net():\n    found = torch.nn.Identity()\n"
+        "    found.register_buffer('limit', torch.tensor(float('nan')))\n    return found\n"
+    )
+    assert producer_keys(Teacher("my_nets:net", np.ones((6, 4), np.float32)))

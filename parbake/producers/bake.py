@@ -417,6 +417,8 @@ def with_drawn_seed(producer: Producer) -> Producer:
 def _with_seed(producer: Producer, seed: int | None) -> Producer:
     if seed is None:
         return producer
+    if callable(seeded := getattr(producer, "with_seed", None)):
+        return seeded(seed)  # type: ignore[no-any-return]
     if not dataclasses.is_dataclass(producer) or isinstance(producer, type):
         raise RecipeError(
             f"{producer.name}: seed 'fresh' needs a dataclass producer, to put the drawn seed in"

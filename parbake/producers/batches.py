@@ -94,7 +94,7 @@ def to_host(value: Any, where: str, name: str) -> tuple[NDArray[Any], Callable[[
         tensor = value.detach().resolve_conj().resolve_neg()
         if tensor.dtype == torch.bfloat16:
             tensor = tensor.float()  # NumPy and Zarr have none; float32 holds every value
-        return _copied_to_host(tensor, torch)
+        return _copied_to_host(tensor, torch, where, name)
     try:
         array = np.asarray(value)
     except ValueError:
@@ -115,13 +115,26 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
 
 
-def _copied_to_host(tensor: Any, torch: Any) -> tuple[NDArray[Any], Callable[[], None] | None]:
+def _plain(tensor: Any, where: str, name: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = tensor.cpu().numpy()
+    except (TypeError, RuntimeError, NotImplementedError) as error:  # sparse, quantized, nested, float8
+        raise ProducerError(
+            f"{where}: field {name!r} gives a tensor of {tensor.dtype} ({tensor.layout}) that NumPy has no "
+            "form for; make it dense (.to_dense()) or of another dtype (.float())"
+        ) from error
+    return array
+
+
+def _copied_to_host(
+    tensor: Any, torch: Any, where: str, name: str
+) -> tuple[NDArray[Any], Callable[[], None] | None]:
     """The host array of a tensor, and what to call before reading it where the copy still runs.
 
     Untested on a GPU: the copy into pinned memory runs on a stream of its own beside the next batch.
     """
-    if tensor.device.type != "cuda":
-        return tensor.cpu().numpy(), None
+    if tensor.device.type != "cuda" or tensor.layout != torch.strided:
+        return _plain(tensor, where, name), None
     stream = _copy_stream(tensor.device)
     stream.wait_stream(torch.cuda.current_stream(tensor.device))
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import sys
+import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from parbake.errors import ProducerError, RecipeError
+from parbake.producers.networks import Origin, content_digest
 from parbake.producers.recipe import named_object
+from parbake.store.source import is_user_code
 
 _PARTS_MAX = 1000
 _STREAM = 2  # number of the random stream; sine tones have others
@@ -63,6 +70,21 @@ def inputs_object(inputs: Any) -> Any:
     return found
 
 
+@functools.lru_cache(maxsize=2)
+def inputs_in_process(inputs: str, origin: Origin) -> Any:
+    """The inputs of a recipe that came from another process, made once in this one.
+
+    Raises RecipeError where a factory makes others here than it made there.
+    """
+    found = inputs_object(inputs)
+    if origin.inputs not in (None, content_digest(found)):
+        raise RecipeError(
+            f"teacher: inputs: {inputs} makes others in each process; draw them from a fixed seed, or by a "
+            "function (index, rng)"
+        )
+    return found
+
+
 def source_of(inputs: Any, seed: int | str) -> Source:
     """The source of a map-style dataset, or of ``inputs(index, rng)``. Raises RecipeError."""
     if _is_dataset(inputs):
@@ -79,21 +101,57 @@ def source_of(inputs: Any, seed: int | str) -> Source:
 
 
 def detached(inputs: Any) -> Any:
-    """A dataset to read from: a copy of it and of the datasets within, down to what they hold.
+    """A dataset to read from: a copy of it and of the datasets, readers and lists within.
 
     Many keep open files or a cache from the first item on, which the keys of the original must not see.
+    Arrays are shared: what a dataset writes into its own arrays shows in its keys.
     """
-    if type(inputs) is dict:
-        return dict(inputs)
-    if type(inputs) in (list, tuple):  # of datasets, as to be concatenated; not of a million file names
-        return type(inputs)(map(detached, inputs)) if len(inputs) <= _PARTS_MAX else inputs
-    if not _is_dataset(inputs) or not hasattr(inputs, "__dict__") or hasattr(inputs, "dtype"):
-        return inputs
-    found = copy.copy(inputs)
-    for name, value in vars(inputs).items():
-        if _is_dataset(value) and (inner := detached(value)) is not value:
+    return _detached(inputs, {})
+
+
+def _detached(value: Any, seen: dict[int, Any]) -> Any:
+    """``seen``: by id of an original its copy, so that what refers to each other still does."""
+    if id(value) in seen:
+        return seen[id(value)]
+    if isinstance(value, types.MethodType) and id(value.__self__) in seen:
+        return types.MethodType(value.__func__, seen[id(value.__self__)])
+    if type(value) is dict:
+        return dict(value)
+    if type(value) in (list, tuple):  # of datasets, as to be concatenated; not of a million file names
+        return type(value)(value if len(value) > _PARTS_MAX else [_detached(item, seen) for item in value])
+    if not _keeps(value):
+        return value
+    try:
+        found = copy.copy(value)
+    except Exception:  # what cannot be copied is read as it is
+        found = value
+    if found is value:
+        return value
+    seen[id(value)] = found
+    if hasattr(type(value), "__del__"):  # closes a file that both may hold: not before the original's time
+        with contextlib.suppress(TypeError):
+            weakref.finalize(value, _outlived, found).atexit = False
+    for name, part in vars(value).items():
+        if (inner := _detached(part, seen)) is not part:
             object.__setattr__(found, name, inner)
     return found
+
+
+def _outlived(_: object) -> None:
+    """Called when an original is gone; until then its copy was held for this."""
+
+
+def _keeps(value: Any) -> bool:
+    """Whether a value may keep something in attributes: a dataset, or an object of the user's own."""
+    if (
+        isinstance(value, type | types.FunctionType)
+        or not hasattr(value, "__dict__")
+        or hasattr(value, "dtype")
+    ):
+        return False
+    if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.nn.Module):
+        return False
+    return _is_dataset(value) or is_user_code(type(value))
 
 
 def generator(seed: int, index: int) -> np.random.Generator:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from parbake.errors import RecipeError, TeacherFileError
+from parbake.errors import KeysError, RecipeError, TeacherFileError
 from parbake.producers.recipe import named_object
+from parbake.store.capture import Captured, capture
 from parbake.store.files import file_sha256
+from parbake.store.keys import digest
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,7 @@ def made_network(model: Any, weights: Path | None) -> Callable[..., Any]:
         raise _refused("weights: goes with module:factory; load them into the model yourself")
     if _is_module(model) and model.training:
         raise _refused("model: in training mode (dropout, batch norm); call model.eval() first")
+    refuse_training(model, "model")
     network: Callable[..., Any] = model
     return network
 
@@ -63,7 +65,7 @@ def made_network(model: Any, weights: Path | None) -> Callable[..., Any]:
 class Network:
     """``plain``: as it was made, which the keys are taken from. ``run``: what is called, on the device.
 
-    They are two objects for a torch module: many keep something from one call to the next.
+    They are two objects where it can be copied: many keep something from one call to the next.
     """
 
     plain: Callable[..., Any]
@@ -74,19 +76,16 @@ def placed(network: Callable[..., Any], device: str, compiled: bool) -> Network:
     """``network`` copied to ``device``, and compiled on its first call where that is asked for."""
     import torch
 
-    run = network
-    if isinstance(network, torch.nn.Module):
-        with contextlib.suppress(RuntimeError, TypeError):  # what cannot be copied runs as it is
-            run = copy.deepcopy(network)
-        run = cast(torch.nn.Module, run).to(device)
+    run = _copied(network)
+    if isinstance(run, torch.nn.Module):
+        run = run.to(device)
     return Network(network, torch.compile(run) if compiled else run)
 
 
-@functools.lru_cache(maxsize=2)
-def network_in_process(
+def named_network(
     model: str | Path, weights: Path | None, content: Sequence[str], device: str, compiled: bool
 ) -> Network:
-    """The network of a recipe that names it in words, made once in a process.
+    """The network of a recipe that names it in words, made anew.
 
     Raises TeacherFileError where the SHA-256 of its files is no longer ``content``: what is baked must
     have come from the weights that the keys name.
@@ -94,6 +93,47 @@ def network_in_process(
     if content_of(model, weights) != content:
         raise TeacherFileError(f"{weights or model}: changed since the producer was made; make it again")
     return placed(made_network(model, weights), device, compiled)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of a recipe that was sent: a token of its own, and the digests of what its factories made there."""
+
+    token: str
+    network: str | None
+    inputs: str | None
+
+
+@functools.lru_cache(maxsize=2)
+def network_in_process(
+    model: str | Path,
+    weights: Path | None,
+    content: Sequence[str],
+    device: str,
+    compiled: bool,
+    origin: Origin,
+) -> Network:
+    """The network of a recipe that came from another process, made once in this one.
+
+    Raises TeacherFileError like ``named_network``, and where a factory makes another network here than
+    it made there, as one that draws its weights does.
+    """
+    network = named_network(model, weights, content, device, compiled)
+    if origin.network not in (None, content_digest(network.plain)):
+        raise TeacherFileError(
+            f"teacher: model: {model} makes another network in each process; draw its weights from a fixed "
+            "seed, or load them (weights=)"
+        )
+    return network
+
+
+def content_digest(thing: Any) -> str | None:
+    """Digest of what a network or dataset holds and of its code, None where that cannot be seen."""
+    captured = Captured()
+    try:
+        return digest({"content": capture(thing, captured), "source": captured.source})
+    except KeysError:
+        return None
 
 
 def content_of(model: Any, weights: Path | None) -> tuple[str, ...]:
@@ -124,12 +164,15 @@ def usable_device(wanted: str, producer: str) -> str:
 def _made(spec: str, weights: Path | None) -> Callable[..., Any]:
     """The network that a factory makes, or that stands in the module, in eval mode."""
     found = named_object(spec)
-    if isinstance(found, type) or not _is_module(found):
+    if _is_module(found):
+        found = _copied(found)  # the module's own stays as it is
+    else:
         if not callable(found):
             raise _refused(f"model: {spec} is a {type(found).__name__}, not a factory of a network")
         made = found
         try:
             found = made()
+            again = made() if weights is None and _is_module(found) else found
         except Exception as error:  # whatever the user's code raises
             text = f"{type(error).__name__}: {_one_line(error)}"
             raise _refused(
@@ -137,21 +180,42 @@ def _made(spec: str, weights: Path | None) -> Callable[..., Any]:
             ) from error
         if not callable(found):
             raise _refused(f"model: {spec}() gives {type(found).__name__}, which cannot be called")
-        if weights is None and _is_module(found) and not _same_state(found, made()):
+        if again is not found and not _same_state(found, again):
             raise _refused(
                 f"model: {spec}() gives other weights each time; name them with weights=, or seed them in it"
             )
     if weights is not None:
+        found = _copied(found)
         _load_weights(found, weights)
     network: Callable[..., Any] = found.eval() if _is_module(found) else found
+    refuse_training(network, "model")
     return network
 
 
 def _same_state(one: Any, other: Any) -> bool:
+    """Whether two modules hold the same, NaN too; true where that cannot be seen."""
+    return content_digest(one.state_dict()) == content_digest(other.state_dict())
+
+
+def refuse_training(network: Any, where: str) -> None:
+    """Refuses a module a part of which draws at random, or goes by the batch. Raises RecipeError."""
     import torch
 
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    if not _is_module(network):
+        return
+    modules = torch.nn.modules
+    kinds = (modules.dropout._DropoutNd, modules.batchnorm._BatchNorm, torch.nn.RReLU)
+    for name, part in network.named_modules():
+        if part.training and isinstance(part, kinds):
+            place = f"its part {name!r} ({type(part).__name__}) is" if name else "is"
+            raise _refused(f"{where}: {place} in training mode; call .eval() first")
+
+
+def _copied(network: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        return copy.deepcopy(network)
+    except Exception:  # what cannot be copied runs as it is
+        return network
 
 
 def _is_module(network: Any) -> bool:

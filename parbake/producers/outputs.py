@@ -20,6 +20,17 @@ def moved(value: Any, device: str) -> Any:
     return type(value)(moved(item, device) for item in value) if type(value) in (list, tuple) else value
 
 
+def copied(value: Any) -> Any:
+    """``value`` with copies of all tensors in it: many networks write into what they are given."""
+    if hasattr(value, "clone"):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, Mapping):
+        return {name: copied(item) for name, item in value.items()}
+    return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
+
+
 def named_outputs(output: Any, names: Sequence[str]) -> dict[str, Any]:
     if isinstance(output, Mapping):
         if missing := [name for name in names if name not in output]:
@@ -40,26 +51,36 @@ def converted_to(value: Any, dtype: np.dtype[Any], name: str) -> Any:
     if not hasattr(value, "is_cuda"):
         import torch
 
-        value = torch.from_numpy(np.ascontiguousarray(to_host(value, "teacher", name)[0]))
+        array = to_host(value, "teacher", name)[0]
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        value = torch.from_numpy(np.ascontiguousarray(native))
     import torch
 
     wanted = getattr(torch, dtype.name)
     if value.dtype == wanted:
         return value
+    if value.is_complex() and not wanted.is_complex:
+        raise ProducerError(
+            f"teacher: field {name!r} is complex, and {dtype.name} would cut its imaginary part; store "
+            "complex64, or take .abs() or .real in post="
+        )
     converted = value.to(wanted)
-    if wanted.is_floating_point and value.is_floating_point():
-        if torch.finfo(wanted).max >= torch.finfo(value.dtype).max:
+    if wanted.is_floating_point or wanted.is_complex:
+        inexact = value.is_floating_point() or value.is_complex()
+        if inexact and torch.finfo(wanted).max >= torch.finfo(value.dtype).max:
             return converted
-        lost = torch.isinf(converted) & torch.isfinite(value)
-    elif not wanted.is_floating_point and not wanted.is_complex:
-        lost = converted.to(value.dtype) != value
+        lost = torch.isinf(converted) & ~torch.isinf(value)
     else:
-        return converted
+        lost = (converted.to(value.dtype) != value) | (_below_zero(converted) != _below_zero(value))
     if bool(lost.any()):
         raise ProducerError(
-            f"teacher: field {name!r}: {float(value[lost][0]):g} has no place in {dtype.name}; store it wider"
+            f"teacher: field {name!r}: {value[lost][0].item():g} has no place in {dtype.name}; store it wider"
         )
     return converted
+
+
+def _below_zero(value: Any) -> Any:
+    return value < 0 if value.dtype.is_signed else value != value  # torch compares no uint16
 
 
 def masked(value: Any, start: int, failed: Iterable[int], name: str, allow_nan: bool) -> Any:
@@ -67,11 +88,12 @@ def masked(value: Any, start: int, failed: Iterable[int], name: str, allow_nan: 
     import torch
 
     rows = torch.tensor([index - start for index in failed], dtype=torch.int64, device=value.device)
-    if value.is_floating_point():
+    if value.is_floating_point() or value.is_complex():
         bad = torch.isnan(value).reshape(len(value), -1).any(dim=1)
         bad[rows] = False
         if bool(bad.any()) and not allow_nan:
             raise ProducerError(f"teacher: field {name!r} has NaN in sample {start + int(bad.nonzero()[0])}")
     value = value.clone()
-    value[rows] = torch.nan if value.is_floating_point() or value.is_complex() else 0
+    for row in rows.tolist():  # one by one: torch writes no list of them into uint16
+        value[row] = torch.nan if value.is_floating_point() or value.is_complex() else 0
     return value

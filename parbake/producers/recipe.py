@@ -130,7 +130,11 @@ def named_object(spec: str) -> Any:
     found: Any = _imported(module_name, spec)
     for part in qualname.split("."):
         if not hasattr(found, part):
-            here = [n for n, v in vars(found).items() if getattr(v, "__module__", None) == module_name]
+            here = [
+                n
+                for n, v in getattr(found, "__dict__", {}).items()
+                if getattr(v, "__module__", None) == module_name
+            ]
             raise RecipeError(f"{spec}: {module_name} has no {qualname!r}{_nearest(part, here)}")
         found = getattr(found, part)
     return found

@@ -134,7 +134,8 @@ class SineTeacher:
 
     def schema(self) -> dict[str, Field]:
         # a change of teacher leaves the tones as they are, so what it touches is a key of what it gives
-        keys = {"teacher": self.teacher_path, "target": self.target, "compute_dtype": self.compute_dtype}
+        of_file = {"sha256": self.teacher_sha256}
+        keys = {"teacher": of_file, "target": self.target, "compute_dtype": self.compute_dtype}
         fields = {
             "x": self._signal("time", _steps(self), {}, "input of the teacher"),
             "y": self._signal("time", _steps(self), keys, "output of the teacher"),

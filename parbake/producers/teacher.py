@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,17 +14,29 @@ import numpy as np
 
 from parbake.errors import KeysError, ParbakeError, ProducerError, RecipeError, SchemaError
 from parbake.producers.batches import to_host
-from parbake.producers.inputs import Source, detached, inputs_object, is_drawn, named_parts, source_of
+from parbake.producers.inputs import (
+    Source,
+    detached,
+    inputs_in_process,
+    inputs_object,
+    is_drawn,
+    named_parts,
+    source_of,
+)
 from parbake.producers.networks import (
     Network,
+    Origin,
     archive_path,
+    content_digest,
     content_of,
     made_network,
+    named_network,
     network_in_process,
     placed,
+    refuse_training,
     usable_device,
 )
-from parbake.producers.outputs import converted_to, masked, moved, named_outputs
+from parbake.producers.outputs import converted_to, copied, masked, moved, named_outputs
 from parbake.producers.recipe import named_object, settle, without_caches
 from parbake.store.capture import Captured, capture
 from parbake.store.keys import JSON
@@ -111,10 +124,27 @@ class Teacher:
         object.__setattr__(self, "content", content_of(self.model, self.weights))
         if self.num_samples is not None and self.num_samples < 1:
             raise RecipeError(f"teacher: num_samples: {self.num_samples} is less than 1")
-        self._store_dtypes()
+        if self.seed != "fresh" and not 0 <= self.seed < 2**64:
+            raise RecipeError(f"teacher: seed: {self.seed} is not from 0 to 2^64 - 1, and not 'fresh'")
+        for name in ("fields", "keys"):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, Mapping):
+                raise RecipeError(f"teacher: {name}: {given!r} is not a table of names")
+        for name, declared in (self.fields or {}).items():
+            if not isinstance(declared, Field):
+                raise RecipeError(f"teacher: fields: {name}: {type(declared).__name__} is not parbake.Field")
+        if self._store_dtypes() and self.fields is not None:
+            raise RecipeError("teacher: store_dtype: goes without fields=, each of which has its own")
 
     def __getstate__(self) -> dict[str, Any]:
-        return without_caches(self, keep=("_probed",))
+        _ = self._origin  # worked out here once, to be sent along
+        return without_caches(self, keep=("_probed", "_origin"))
+
+    def with_seed(self, seed: int) -> Teacher:
+        """The same with ``seed``, and with the very network and inputs that this one has."""
+        found = object.__new__(type(self))
+        vars(found).update(vars(self), seed=seed)
+        return found
 
     def __len__(self) -> int:
         length = self._source(0).length
@@ -140,7 +170,7 @@ class Teacher:
     def invalidation_keys(self) -> dict[str, JSON]:
         """The network and the inputs by content, and how the one is applied to the other."""
         parts: dict[str, Any] = {
-            "model": archive_path(self.model) or self._network.plain,
+            "model": self._model_key(),
             "inputs": self._inputs,
             **{name: hook for name in _HOOKS if (hook := self._hook(name)) is not None},
         }
@@ -158,6 +188,14 @@ class Teacher:
                 raise KeysError(f"teacher: keys: {sorted(clash)} are the producer's own; rename them")
             parts = {name: _vouched(part) for name, part in parts.items()} | dict(self.keys)
         return parts | keys
+
+    def _model_key(self) -> Any:
+        if archive_path(self.model) is not None:
+            return {"sha256": self.content[0]}
+        if self._is_named:
+            return self._network.plain
+        vars(self).pop("_network", None)  # a copy of what it was: it may have been trained since
+        return made_network(self.model, self.weights)
 
     def produce(self, start: int, stop: int, fields: Sequence[str]) -> dict[str, Any]:
         """The named fields of samples [start, stop): tensors on the device, or NumPy arrays."""
@@ -186,6 +224,8 @@ class Teacher:
 
     @cached_property
     def _inputs(self) -> Any:
+        if isinstance(self.inputs, str) and (origin := vars(self).get("_origin")) is not None:
+            return inputs_in_process(self.inputs, origin)
         return inputs_object(self.inputs)
 
     @cached_property
@@ -199,10 +239,28 @@ class Teacher:
     def _device(self) -> str:
         return usable_device(self.device, self.name)
 
+    @property
+    def _is_named(self) -> bool:
+        return isinstance(self.model, str | Path)
+
+    @cached_property
+    def _origin(self) -> Origin:
+        made = vars(self)  # nothing is made for its sake: the keys, which come first, need both
+        network, inputs = made.get("_network"), made.get("_inputs")
+        factory = self._is_named and archive_path(self.model) is None
+        return Origin(
+            secrets.token_hex(8),
+            content_digest(network.plain) if factory and network is not None else None,
+            content_digest(inputs) if isinstance(self.inputs, str) and inputs is not None else None,
+        )
+
     @cached_property
     def _network(self) -> Network:
-        if isinstance(self.model, str | Path):
-            return network_in_process(self.model, self.weights, self.content, self._device, self.compile)
+        if self._is_named:
+            recipe = (self.model, self.weights, self.content, self._device, self.compile)
+            if (origin := vars(self).get("_origin")) is not None:  # it was sent here
+                return network_in_process(*recipe, origin)
+            return named_network(*recipe)
         return placed(made_network(self.model, self.weights), self._device, self.compile)
 
     def _hook(self, name: str) -> Any:
@@ -210,13 +268,14 @@ class Teacher:
         hook = named_object(given) if isinstance(given, str) else given
         if hook is not None and not callable(hook):
             raise RecipeError(f"teacher: {name}: {type(hook).__name__} cannot be called")
+        refuse_training(hook, name)
         return hook
 
     def _store_dtypes(self) -> dict[str, np.dtype[Any]]:
         """Stored dtype by field; under "" the one of all floating-point fields."""
         given = self.store_dtype
         if isinstance(given, str) and "=" in given:
-            given = dict(part.split("=", 1) for part in given.split(",") if "=" in part)
+            given = {name: dtype for name, _, dtype in (part.partition("=") for part in given.split(","))}
         if not isinstance(given, Mapping):
             given = {} if given is None else {"": given}
         try:
@@ -230,6 +289,8 @@ class Teacher:
     def _probed(self) -> dict[str, Field]:
         """The fields, read off a batch of two: the first whose inputs do not fail."""
         source = self._source(0 if self.seed == "fresh" else self.seed)
+        if not len(self):
+            raise RecipeError("teacher: inputs: an empty dataset")
         for start in range(0, min(_PROBED_MAX, len(self)), 2):
             count = min(2, len(self) - start)
             try:
@@ -265,7 +326,7 @@ class Teacher:
                 "axis must be the batch"
             )
         wanted = dtypes.get(name, dtypes.get("", array.dtype) if array.dtype.kind == "f" else array.dtype)
-        if array.dtype.kind in "fc" and wanted.kind not in "fc":
+        if wanted.kind not in {"f": "fc", "c": "c"}.get(array.dtype.kind, wanted.kind):
             raise RecipeError(f"teacher: store_dtype: field {name!r} is {array.dtype}; {wanted} would cut it")
         dims = tuple(f"{name}_{axis}" for axis in range(array.ndim - 1))
         return Field(array.shape[1:], wanted, dims)
@@ -285,7 +346,7 @@ class Teacher:
             )
         values = {name: parts[name] for name in self.keep}
         if wanted is None or wanted - values.keys() - {VALID}:
-            passed = {name: parts[name] for name in self.args or parts}
+            passed = {n: copied(parts[n]) if n in self.keep else parts[n] for n in self.args or parts}
             outputs = named_outputs(self._run(passed, by_name), self.outputs)
             if clash := outputs.keys() & values.keys():
                 raise ProducerError(
