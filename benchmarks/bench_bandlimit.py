@@ -15,9 +15,9 @@ import torch
 from common import BATCH, interleaved, ratio, show
 
 from parbake.errors import TeacherFileError
-from parbake.producers.amp_models import load_amp_model
-from parbake.producers.bandlimited import band_limited, kept_steps
-from parbake.producers.sine import SineTeacher
+from parbake.producers.audio.amp_models import load_amp_model
+from parbake.producers.audio.bandlimited import band_limited, kept_steps
+from parbake.producers.audio.sine import SineTeacher
 
 ROUNDS = 3
 SINGLES = 8  # of the 64: their time grows in proportion

@@ -19,8 +19,8 @@ import numpy as np
 from common import seconds, show
 from numpy.typing import NDArray
 
-from parbake.producers.geometry import Mesh
-from parbake.producers.interpolate import Method, Operator, build_operator
+from parbake.producers.meshes.geometry import Mesh
+from parbake.producers.meshes.interpolate import Method, Operator, build_operator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from grids import box, box_cells, ring

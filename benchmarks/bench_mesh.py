@@ -23,7 +23,7 @@ import sys, time
 import parbake, parbake.progress, pydantic, numcodecs.blosc, zlib
 from parbake.producers import MeshPair
 from parbake.producers.cached import cached
-import parbake.producers.mesh
+import parbake.producers.meshes.pair
 for name in ("TypeAdapter", "BeforeValidator", "StrictBool", "ValidationError", "ConfigDict"):
     getattr(pydantic, name)
 began = time.perf_counter()

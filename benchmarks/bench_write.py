@@ -103,7 +103,7 @@ def peak_nbytes(folder: Path, samples: int) -> int:
 
 def teacher_overhead(folder: Path) -> float:
     """Time of baking the LSTM teacher over the time of running it and throwing its output away."""
-    from parbake.producers.sine import SineTeacher
+    from parbake.producers.audio.sine import SineTeacher
 
     teacher = SineTeacher(teacher=TEACHER if TEACHER.exists() else None, num_samples=256)
     if not TEACHER.exists():

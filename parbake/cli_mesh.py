@@ -36,7 +36,7 @@ def run_pairs(
     all_pairs: bool,
 ) -> None:
     """Bake or predict every pair; a line each."""
-    from parbake.producers import mesh
+    from parbake.producers.meshes import pair as mesh
 
     if meshes is None or not all_pairs:
         raise click.UsageError("--meshes DIR and --all-pairs go together", ctx)

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from parbake.errors import TeacherFileError
-from parbake.producers.amp_models import amp_module, load_amp_model
-from parbake.producers.sine import DEFAULT_TEACHER
+from parbake.producers.audio.amp_models import amp_module, load_amp_model
+from parbake.producers.audio.sine import DEFAULT_TEACHER
 
 Array = NDArray[np.float64]
 
@@ -173,7 +173,8 @@ def test_a_file_that_changed_is_not_run_in_place_of_the_one_in_the_keys(tmp_path
 
 def test_a_file_is_read_and_checked_without_torch() -> None:
     code = (
-        "import sys; from pathlib import Path; from parbake.producers.amp_models import load_amp_model\n"
+        "import sys; from pathlib import Path\n"
+        "from parbake.producers.audio.amp_models import load_amp_model\n"
         "print(load_amp_model(Path(sys.argv[1])).kind, 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(DEFAULT_TEACHER)]

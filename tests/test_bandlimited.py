@@ -20,11 +20,11 @@ from scipy.signal.windows import chebwin
 from parbake.cli import main
 from parbake.cli_recipe import parse_producer
 from parbake.errors import RecipeError
-from parbake.producers import sine
+from parbake.producers.audio import sine
+from parbake.producers.audio.bandlimited import alias_ratio, band_limited, kept_steps
+from parbake.producers.audio.sine import DEFAULT_TEACHER, SineTeacher
 from parbake.producers.bake import bake
-from parbake.producers.bandlimited import alias_ratio, band_limited, kept_steps
 from parbake.producers.recipe import make_producer, recipe_of
-from parbake.producers.sine import DEFAULT_TEACHER, SineTeacher
 from parbake.store.keys import compare, producer_keys
 from parbake.store.store import open_store
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parbake.errors import MeshError
-from parbake.producers.boxes import box_tree, near
-from parbake.producers.elements import ELEMENTS, invert, jacobians
-from parbake.producers.geometry import CORNERS, Mesh, boundary_faces
+from parbake.producers.meshes.boxes import box_tree, near
+from parbake.producers.meshes.elements import ELEMENTS, invert, jacobians
+from parbake.producers.meshes.geometry import CORNERS, Mesh, boundary_faces
 
 SQUARE = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
 CUBE = np.array([[x, y, z] for z in (0.0, 1) for x, y in SQUARE])
@@ -203,7 +203,7 @@ def test_the_tree_finds_every_box_within_the_radius(count: int, dim: int, seed: 
 
 
 def test_batches_of_too_many_pairs_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parbake.producers.boxes._PAIRS_MAX", 1000)
+    monkeypatch.setattr("parbake.producers.meshes.boxes._PAIRS_MAX", 1000)
     rng = np.random.default_rng(0)
     low, points = rng.random((300, 2)), rng.random((50, 2))
     batches = list(near(box_tree(low, low + 0.1), points, np.full(50, 2.0)))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from parbake.errors import MeshError
-from parbake.producers.elements import ELEMENTS
-from parbake.producers.geometry import Mesh, all_faces
-from parbake.producers.interpolate import Operator, build_operator
-from parbake.producers.neighbours import RBF_NEIGHBOURS
+from parbake.producers.meshes.elements import ELEMENTS
+from parbake.producers.meshes.geometry import Mesh, all_faces
+from parbake.producers.meshes.interpolate import Operator, build_operator
+from parbake.producers.meshes.neighbours import RBF_NEIGHBOURS
 
 METHODS = ("linear", "nearest", "idw", "rbf")
 Reals = NDArray[np.float64]

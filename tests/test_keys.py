@@ -299,7 +299,7 @@ def test_change_of_a_producers_source_names_the_definition(tmp_path: Path) -> No
 
 
 def test_parbakes_own_producers_have_a_version_instead_of_source() -> None:
-    from parbake.producers.sine import SineTeacher
+    from parbake.producers.audio.sine import SineTeacher
 
     keys = keys_of(SineTeacher(num_samples=3))
     assert "source" not in keys.shared

@@ -23,10 +23,11 @@ import parbake
 from parbake import ProducerError, RecipeError, StaleStoreError
 from parbake.cli import main
 from parbake.errors import MeshError
-from parbake.producers import MeshPair, MeshSeries, mesh_operator
+from parbake.producers import MeshPair, MeshSeries
 from parbake.producers.cached import cached
 from parbake.producers.computed import ComputedStore
-from parbake.producers.mesh import all_pairs, paired_times
+from parbake.producers.meshes import operators as mesh_operator
+from parbake.producers.meshes.pair import all_pairs, paired_times
 from parbake.store.keys import compare, producer_keys
 from parbake.store.store import Store
 

@@ -33,10 +33,10 @@ from mesh_results import (
 )
 
 from parbake.errors import MeshError
-from parbake.producers import mesh_npz
-from parbake.producers.mesh_npz import Kept, Stored, _members, read_npz
-from parbake.producers.mesh_parts import parts_of
-from parbake.producers.mesh_series import MeshSeries
+from parbake.producers.meshes import npz as mesh_npz
+from parbake.producers.meshes.npz import Kept, Stored, _members, read_npz
+from parbake.producers.meshes.parts import parts_of
+from parbake.producers.meshes.series import MeshSeries
 
 
 def series_of(result: Result) -> MeshSeries:

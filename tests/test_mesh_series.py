@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from mesh_results import Result, plane, space, write_hdf5, write_npz, write_npz_compressed
 
 from parbake.errors import MeshError
-from parbake.producers import mesh_data, mesh_npz, mesh_series
-from parbake.producers.mesh_series import MeshSeries, _runs
+from parbake.producers.meshes import data as mesh_data
+from parbake.producers.meshes import npz as mesh_npz
+from parbake.producers.meshes import series as mesh_series
+from parbake.producers.meshes.series import MeshSeries, _runs
 from parbake.store import files
 
 
@@ -400,7 +402,7 @@ def test_a_forked_process_opens_the_file_for_itself(tmp_path: Path, monkeypatch:
 
 def test_importing_a_series_loads_no_heavy_library() -> None:
     code = (
-        "import sys, parbake.producers.mesh_series\n"
+        "import sys, parbake.producers.meshes.series\n"
         "heavy = {'scipy', 'h5py', 'vtkmodules', 'pyvista', 'torch', 'zarr'}\n"
         "print(heavy & {name.split('.')[0] for name in sys.modules})"
     )

@@ -17,10 +17,10 @@ from conftest import DATA
 from numpy.typing import NDArray
 
 from parbake.errors import RecipeError, TeacherFileError
-from parbake.producers import wavenet
-from parbake.producers.amp_models import load_amp_model
-from parbake.producers.sine import SineTeacher
-from parbake.producers.torch_settings import teacher_settings
+from parbake.producers.audio import wavenet
+from parbake.producers.audio.amp_models import load_amp_model
+from parbake.producers.audio.sine import SineTeacher
+from parbake.producers.audio.torch_settings import teacher_settings
 
 Array = NDArray[np.float64]
 Model = dict[str, Any]
@@ -366,7 +366,8 @@ def test_on_cuda_products_are_full_float32_whatever_was_set() -> None:
 
 def test_a_file_is_read_and_checked_without_torch(file: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from parbake.producers.amp_models import load_amp_model\n"
+        "import sys; from pathlib import Path\n"
+        "from parbake.producers.audio.amp_models import load_amp_model\n"
         "load_amp_model(Path(sys.argv[1])); print('torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(file)]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parbake.errors import RecipeError
+from parbake.producers.audio.sine import SineTeacher
 from parbake.producers.recipe import (
     BUILTIN_PRODUCERS,
     load_recipe,
@@ -22,7 +23,6 @@ from parbake.producers.recipe import (
     recipe_of,
     settle,
 )
-from parbake.producers.sine import SineTeacher
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 import parbake
 from parbake.errors import RecipeError, TeacherFileError
-from parbake.producers.sine import DEFAULT_TEACHER, SineTeacher
-from parbake.producers.tones import uniforms
+from parbake.producers.audio.sine import DEFAULT_TEACHER, SineTeacher
+from parbake.producers.audio.tones import uniforms
 from parbake.store.keys import Producer, canonical, compare, producer_keys
 
 FIELDS = ("x", "y", "f0", "dB", "phase")
@@ -289,7 +289,7 @@ def test_a_relative_teacher_is_found_from_another_folder(
 
 def test_torch_is_imported_for_y_alone() -> None:
     code = (
-        "import sys; from parbake.producers.sine import SineTeacher\n"
+        "import sys; from parbake.producers.audio.sine import SineTeacher\n"
         "from parbake.store.keys import producer_keys\n"
         "task = SineTeacher(duration=0.001)\n"
         "producer_keys(task), task.schema(), len(task), task.produce(0, 1, ('x', 'f0'))\n"

@@ -21,7 +21,7 @@ from parbake import Field, ProducerError, RecipeError, TeacherFileError
 from parbake.cli import main
 from parbake.errors import KeysError
 from parbake.producers import Teacher
-from parbake.producers.networks import network_in_process
+from parbake.producers.networks.models import network_in_process
 from parbake.store.keys import compare, producer_keys
 from parbake.store.store import Store
 
@@ -57,6 +57,16 @@ class Images(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         if index in self.broken:
             raise OSError(f"image {index} is truncated")
         return torch.from_numpy(self.images[index]), index % 10
+
+
+class Jittered:
+    """A dataset with a random transform."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return index + torch.rand(4)
 
 
 class Sequences(torch.nn.Module):
@@ -214,8 +224,19 @@ def test_a_stateful_network_is_reset_before_each_batch() -> None:
         return [float(teacher.produce(i, i + 2, ("y",))["y"][0, 0]) for i in (0, 2, 4)]
 
     assert produced(reset=lambda module: setattr(module, "calls", 0)) == [1, 1, 1]
-    assert len(set(produced())) == 3
+    with pytest.raises(ProducerError, match=r"the second time: .* reset= should clear"):
+        produced()
     assert network.calls == 0  # the user's own is left as it was
+
+
+def test_randomness_beside_the_index_is_refused(tmp_path: Path) -> None:
+    dropout = torch.nn.Dropout(0.5)  # in training mode, where nothing can see it
+    for network, inputs in (
+        (lambda x: dropout(x), np.ones((8, 64), np.float32)),
+        (torch.nn.Identity().eval(), Jittered()),
+    ):
+        with pytest.raises(ProducerError, match="the second time: random transforms"):
+            parbake.bake(Teacher(network, inputs), tmp_path / "s.zarr", progress=False)
 
 
 def test_autocast_and_compile_are_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,16 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parbake.producers.mesh import MeshPair
-    from parbake.producers.mesh_series import MeshSeries
-    from parbake.producers.sine import SineTeacher
-    from parbake.producers.teacher import Teacher
+    from parbake.producers.audio.sine import SineTeacher
+    from parbake.producers.meshes.pair import MeshPair
+    from parbake.producers.meshes.series import MeshSeries
+    from parbake.producers.networks.teacher import Teacher
 
 _HOME_OF = {
-    "MeshPair": "parbake.producers.mesh",
-    "MeshSeries": "parbake.producers.mesh_series",
-    "SineTeacher": "parbake.producers.sine",
-    "Teacher": "parbake.producers.teacher",
+    "MeshPair": "parbake.producers.meshes.pair",
+    "MeshSeries": "parbake.producers.meshes.series",
+    "SineTeacher": "parbake.producers.audio.sine",
+    "Teacher": "parbake.producers.networks.teacher",
 }
 
 __all__ = ["MeshPair", "MeshSeries", "SineTeacher", "Teacher"]

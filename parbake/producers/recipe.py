@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 BUILTIN_PRODUCERS: Mapping[str, str] = {
-    "mesh": "parbake.producers.mesh:MeshPair",
-    "sine-teacher": "parbake.producers.sine:SineTeacher",
-    "teacher": "parbake.producers.teacher:Teacher",
+    "mesh": "parbake.producers.meshes.pair:MeshPair",
+    "sine-teacher": "parbake.producers.audio.sine:SineTeacher",
+    "teacher": "parbake.producers.networks.teacher:Teacher",
 }
 RUN_NAMED_CODE = frozenset({"teacher"})  # whose parameters name code: never made from what a store says
 

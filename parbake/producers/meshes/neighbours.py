@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import MeshError
-from parbake.producers.locate import COINCIDENT, Rows
+from parbake.producers.meshes.locate import COINCIDENT, Rows
 
 Reals = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from parbake.errors import MeshError
-from parbake.producers.geometry import Mesh
-from parbake.producers.mesh_data import DTYPES, MeshData, Values, channel_names
-from parbake.producers.mesh_hdf5 import is_hdf5, refuse_links_outside
-from parbake.producers.mesh_parts import PvdEntry, case_of, collection, parts_of
-from parbake.producers.vtk_frames import Frame, joined, messages, side_by_side, vtk_module
+from parbake.producers.meshes.data import DTYPES, MeshData, Values, channel_names
+from parbake.producers.meshes.geometry import Mesh
+from parbake.producers.meshes.hdf5 import is_hdf5, refuse_links_outside
+from parbake.producers.meshes.parts import PvdEntry, case_of, collection, parts_of
+from parbake.producers.meshes.vtk_frames import Frame, joined, messages, side_by_side, vtk_module
 
 Algorithm = Any  # a vtkAlgorithm: VTK ships no types
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from parbake.errors import MeshError, ParbakeError
-from parbake.producers.mesh_data import MeshData
-from parbake.producers.mesh_parts import kind_of, parts_of
+from parbake.producers.meshes.data import MeshData
+from parbake.producers.meshes.parts import kind_of, parts_of
 from parbake.store.files import Snapshot
 
 
 def read_mesh_file(path: Path) -> MeshData:
     """The mesh result at ``path``, a file or an OpenFOAM case. Raises MeshError, naming ``path``.
 
-    ``.npz`` and HDF5 as ``mesh_layout`` says; VTU, PVTU, PVD, VTKHDF, Exodus, CGNS, XDMF and OpenFOAM through
+    ``.npz`` and HDF5 as ``layout`` says; VTU, PVTU, PVD, VTKHDF, Exodus, CGNS, XDMF and OpenFOAM through
     VTK. Values are read when they are asked for.
     """
     try:
         kind = kind_of(path)
         if kind == "npz":
-            from parbake.producers.mesh_npz import read_npz
+            from parbake.producers.meshes.npz import read_npz
 
             return read_npz(path)
         if kind == "hdf5":
-            from parbake.producers.mesh_hdf5 import is_vtkhdf, read_hdf5
+            from parbake.producers.meshes.hdf5 import is_vtkhdf, read_hdf5
 
             if not is_vtkhdf(path):
                 return read_hdf5(path)
             kind = "vtkhdf"
-        from parbake.producers.mesh_vtk import read_vtk
+        from parbake.producers.meshes.vtk import read_vtk
 
         return read_vtk(path, kind)
     except (ParbakeError, OSError) as error:

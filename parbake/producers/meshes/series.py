@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import MeshError, ParbakeError
-from parbake.producers.geometry import Mesh
-from parbake.producers.mesh_data import MeshData, Values, channel_sha256, mesh_sha256
-from parbake.producers.mesh_files import read_mesh_file, snapshot_of
-from parbake.producers.mesh_layout import NamedArrays, read_layout
+from parbake.producers.meshes.data import MeshData, Values, channel_sha256, mesh_sha256
+from parbake.producers.meshes.files import read_mesh_file, snapshot_of
+from parbake.producers.meshes.geometry import Mesh
+from parbake.producers.meshes.layout import NamedArrays, read_layout
 from parbake.store.files import Snapshot, recall, remember
 
 _KIND = "mesh-1"  # of what is remembered of a file; to be counted up when reading or hashing changes
@@ -94,7 +94,7 @@ class MeshSeries:
     def open(cls, path: str | os.PathLike[str]) -> MeshSeries:
         """The series in a file or OpenFOAM case: .npz, HDF5, VTU, PVD, VTKHDF, Exodus, CGNS, XDMF.
 
-        ``mesh_layout`` says how .npz and HDF5 files are laid out. Reads no values, and nothing at all of a
+        ``layout`` says how .npz and HDF5 files are laid out. Reads no values, and nothing at all of a
         file that is known already. Raises MeshError in one line that names the file.
         """
         found = Path(path).absolute()  # the working folder may change

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import TeacherFileError
-from parbake.producers.model_file import Table, listed, shown
-from parbake.producers.recurrent import GATES, RecurrentModel
-from parbake.producers.wavenet import ACTIVATIONS, Layer, LayerArray, WaveNetModel
+from parbake.producers.audio.model_file import Table, listed, shown
+from parbake.producers.audio.recurrent import GATES, RecurrentModel
+from parbake.producers.audio.wavenet import ACTIVATIONS, Layer, LayerArray, WaveNetModel
 
 _VERSION = re.compile(r"0\.5\.[0-9]{1,9}")
 _LSTM_NAMES = {"input_size", "hidden_size", "num_layers"}

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from parbake import settings
 from parbake.errors import MeshError, RecipeError
-from parbake.producers.interpolate import Method, Operator, Outside
-from parbake.producers.mesh_operator import OperatorChoice, operator_between
-from parbake.producers.mesh_parts import is_named_like_result, parts_of
-from parbake.producers.mesh_series import MeshSeries
+from parbake.producers.meshes.interpolate import Method, Operator, Outside
+from parbake.producers.meshes.operators import OperatorChoice, operator_between
+from parbake.producers.meshes.parts import is_named_like_result, parts_of
+from parbake.producers.meshes.series import MeshSeries
 from parbake.producers.recipe import settle, without_caches
 from parbake.store.keys import JSON
 from parbake.store.layout import Coord, Field

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import MeshError
-from parbake.producers.geometry import CORNERS, Mesh
-from parbake.producers.mesh_data import DTYPES, MeshData, Values, channel_names, checked_times
+from parbake.producers.meshes.data import DTYPES, MeshData, Values, channel_names, checked_times
+from parbake.producers.meshes.geometry import CORNERS, Mesh
 
 _FLAT = 1e-9  # of the mesh's extent
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from parbake.errors import ParbakeError, RecipeError
 from parbake.producers.bake import bake
-from parbake.producers.interpolate import Method, Operator, Outside, build_operator
-from parbake.producers.mesh_series import MeshSeries
+from parbake.producers.meshes.interpolate import Method, Operator, Outside, build_operator
+from parbake.producers.meshes.series import MeshSeries
 from parbake.store.cache import store_name, used_now
 from parbake.store.keys import JSON, Keys, digest
 from parbake.store.layout import Field

@@ -14,7 +14,7 @@ import numpy as np
 
 from parbake.errors import KeysError, ParbakeError, ProducerError, RecipeError, SchemaError
 from parbake.producers.batches import to_host
-from parbake.producers.inputs import (
+from parbake.producers.networks.inputs import (
     Source,
     detached,
     inputs_in_process,
@@ -23,7 +23,7 @@ from parbake.producers.inputs import (
     named_parts,
     source_of,
 )
-from parbake.producers.networks import (
+from parbake.producers.networks.models import (
     Network,
     Origin,
     archive_path,
@@ -36,7 +36,7 @@ from parbake.producers.networks import (
     refuse_training,
     usable_device,
 )
-from parbake.producers.outputs import converted_to, copied, masked, moved, named_outputs
+from parbake.producers.networks.outputs import converted_to, copied, masked, moved, named_outputs
 from parbake.producers.recipe import named_object, settle, without_caches
 from parbake.store.capture import Captured, capture
 from parbake.store.keys import JSON
@@ -294,7 +294,7 @@ class Teacher:
         for start in range(0, min(_PROBED_MAX, len(self)), 2):
             count = min(2, len(self) - start)
             try:
-                values, _ = self._computed(start, start + count, source, None)
+                values, again = (self._computed(start, start + count, source, None)[0] for _ in range(2))
             except ParbakeError:
                 raise
             except Exception as error:  # whatever the network raises
@@ -304,7 +304,8 @@ class Teacher:
                     hint = "; choose the parts of the inputs that the network takes with args"
                 text = " ".join(f"{type(error).__name__}: {error}".split())
                 raise ProducerError(f"teacher: samples {start}-{start + count - 1}: {text}{hint}") from error
-            if values is not None:
+            if values is not None and again is not None:
+                _check_repeats(values, again)
                 return self._fields_of(values, count)
         raise ProducerError(
             "teacher: the inputs of all first samples fail: no field can be seen; pass fields="
@@ -396,6 +397,17 @@ class Teacher:
             output = network(**passed) if by_name else network(*passed.values())
             post = self._hook("post")
             return output if post is None else post(output)
+
+
+def _check_repeats(values: Mapping[str, Any], again: Mapping[str, Any]) -> None:
+    """Refuse what comes out otherwise the second time: a bake could never be repaired, or grown."""
+    for name, value in values.items():
+        one, other = (np.asarray(to_host(v, "teacher", name)[0]) for v in (value, again.get(name)))
+        if one.shape != other.shape or not np.allclose(one, other, rtol=1e-2, atol=1e-5, equal_nan=True):
+            raise ProducerError(
+                f"teacher: field {name!r} has other values for the same samples the second time: random "
+                "transforms, dropout, or a state that reset= should clear; let them depend on the index alone"
+            )
 
 
 def _vouched(part: Any) -> Any:

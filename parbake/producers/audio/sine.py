@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import RecipeError
-from parbake.producers.amp_models import AmpModel, amp_module, load_amp_model
-from parbake.producers.bandlimited import alias_ratio, band_limited, kept_steps
-from parbake.producers.networks import usable_device
-from parbake.producers.paper import PAPER_CONFIGS, ConfigNumber
+from parbake.producers.audio.amp_models import AmpModel, amp_module, load_amp_model
+from parbake.producers.audio.bandlimited import alias_ratio, band_limited, kept_steps
+from parbake.producers.audio.paper import PAPER_CONFIGS, ConfigNumber
+from parbake.producers.audio.tones import VALIDATION_NOTES, ToneRanges, Tones, drawn_tones, validation_tones
+from parbake.producers.networks.models import usable_device
 from parbake.producers.recipe import settle
-from parbake.producers.tones import VALIDATION_NOTES, ToneRanges, Tones, drawn_tones, validation_tones
 from parbake.store.keys import JSON
 from parbake.store.layout import SAMPLE_NBYTES_MAX, Coord, Field
 
-DEFAULT_TEACHER = Path(__file__).resolve().parents[1] / "data" / "default_teacher.json"
+DEFAULT_TEACHER = Path(__file__).resolve().parents[2] / "data" / "default_teacher.json"
 
 _ORDINARY = {"sample_rate": 44100.0, "duration": 1.2}  # what a config may say otherwise
 _FROM_CONFIG = cast(float, None)  # until __post_init__ has put a number there

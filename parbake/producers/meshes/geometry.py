@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import MeshError
-from parbake.producers.elements import ELEMENTS, jacobians
+from parbake.producers.meshes.elements import ELEMENTS, jacobians
 
 CORNERS: Mapping[str, int] = {kind: len(element.corners) for kind, element in ELEMENTS.items()}
 

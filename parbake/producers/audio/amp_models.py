@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from parbake.errors import TeacherFileError
-from parbake.producers.model_file import WANTED, shown
-from parbake.producers.nam import read_nam
-from parbake.producers.proteus import read_proteus
+from parbake.producers.audio.model_file import WANTED, shown
+from parbake.producers.audio.nam import read_nam
+from parbake.producers.audio.proteus import read_proteus
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import MeshError
-from parbake.producers.geometry import Mesh
+from parbake.producers.meshes.geometry import Mesh
 
 Values: TypeAlias = NDArray[np.floating[Any]]
 Fill: TypeAlias = Callable[[Values, int, Sequence[str]], None]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.producers.torch_settings import teacher_settings
+from parbake.producers.audio.torch_settings import teacher_settings
 
 if TYPE_CHECKING:
     import torch

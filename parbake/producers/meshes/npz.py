@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import MeshError
-from parbake.producers.mesh_data import MeshData
-from parbake.producers.mesh_layout import Column, read_layout
+from parbake.producers.meshes.data import MeshData
+from parbake.producers.meshes.layout import Column, read_layout
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature ... lengths of name and extra
 _SIGNATURE = b"PK\x03\x04"
@@ -32,7 +32,7 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 
 
 def read_npz(path: Path) -> MeshData:
-    """The mesh result in an ``.npz`` file, laid out as ``mesh_layout`` says.
+    """The mesh result in an ``.npz`` file, laid out as ``layout`` says.
 
     Fields in plainly stored members (``np.savez``) are read by step. A compressed member
     (``np.savez_compressed``) and one in Fortran order is read whole at the first step asked for and kept in

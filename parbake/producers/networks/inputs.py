@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from parbake.errors import ProducerError, RecipeError
-from parbake.producers.networks import Origin, content_digest
+from parbake.producers.networks.models import Origin, content_digest
 from parbake.producers.recipe import named_object
 from parbake.store.source import is_user_code
 

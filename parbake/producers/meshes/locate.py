@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.producers.boxes import box_tree, near
-from parbake.producers.elements import ELEMENTS, Element, cross, invert, solve
-from parbake.producers.geometry import boundary_faces
+from parbake.producers.meshes.boxes import box_tree, near
+from parbake.producers.meshes.elements import ELEMENTS, Element, cross, invert, solve
+from parbake.producers.meshes.geometry import boundary_faces
 
 Reals = NDArray[np.float64]
 Indices = NDArray[np.int64]

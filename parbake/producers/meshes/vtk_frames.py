@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import MeshError
-from parbake.producers.geometry import CORNERS
+from parbake.producers.meshes.geometry import CORNERS
 
 DataObject = Any  # a vtkDataObject: VTK ships no types
 

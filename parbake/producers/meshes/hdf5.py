@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import MeshError
-from parbake.producers.mesh_data import MeshData
-from parbake.producers.mesh_layout import Column, read_layout
+from parbake.producers.meshes.data import MeshData
+from parbake.producers.meshes.layout import Column, read_layout
 
 if TYPE_CHECKING:
     import h5py
@@ -38,7 +38,7 @@ def is_vtkhdf(path: Path) -> bool:
 
 
 def read_hdf5(path: Path) -> MeshData:
-    """The mesh result in an HDF5 file, whose datasets are named and laid out as ``mesh_layout`` says.
+    """The mesh result in an HDF5 file, whose datasets are named and laid out as ``layout`` says.
 
     Datasets ``fields/NAME`` may have an attribute ``units``. Raises MeshError, OSError.
     """

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import MeshError
-from parbake.producers.elements import ELEMENTS, jacobians
-from parbake.producers.geometry import Mesh, checked_points, flattened
-from parbake.producers.locate import COINCIDENT, Placement, Rows, joined_rows, place
-from parbake.producers.neighbours import idw_rows, nearest_rows, rbf_rows
+from parbake.producers.meshes.elements import ELEMENTS, jacobians
+from parbake.producers.meshes.geometry import Mesh, checked_points, flattened
+from parbake.producers.meshes.locate import COINCIDENT, Placement, Rows, joined_rows, place
+from parbake.producers.meshes.neighbours import idw_rows, nearest_rows, rbf_rows
 
 if TYPE_CHECKING:
     import scipy.sparse

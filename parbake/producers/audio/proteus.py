@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import TeacherFileError
-from parbake.producers.model_file import WANTED, Table, listed, shown
-from parbake.producers.recurrent import GATES, RecurrentModel, weight_shapes
+from parbake.producers.audio.model_file import WANTED, Table, listed, shown
+from parbake.producers.audio.recurrent import GATES, RecurrentModel, weight_shapes
 
 
 def read_proteus(path: Path, parsed: Mapping[str, Any], sha256: str) -> RecurrentModel:

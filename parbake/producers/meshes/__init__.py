@@ -1,0 +1,1 @@
+"""Mesh series, and the interpolation between them."""
