@@ -6,13 +6,10 @@ The ratio is a speed, ours over the other's.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 from bench_write import bare, fresh
-from common import LENGTH, interleaved, ratio, show, workspace
+from common import LENGTH, interleaved, peak_nbytes, ratio, show, workspace
 
 import parbake
 
@@ -34,25 +31,12 @@ class Free(torch.nn.Module):
         first = int(index[0]) % (len(x) // 2)
         return {"x": x[first : first + len(index)], "y": y[first : first + len(index)]}
 """
-PEAK = (
+MADE = (
     FREE
     + """
-import parbake, parbake.progress, parbake.producers.bake, numcodecs.blosc
-def peak():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-teacher = Teacher(Free().eval(), range(int(sys.argv[2])), keys={"tones": 1})
-teacher.produce(0, 64, ("x", "y"))
-open("/proc/self/clear_refs", "w").write("5")  # forget the peak of making the tones
-before = peak()
-parbake.bake(teacher, sys.argv[1], progress=False)
-print(peak() - before)
+producer = Teacher(Free().eval(), range(int(sys.argv[2])), keys={"tones": 1})
 """
 )
-
-
-def peak_nbytes(folder: Path, samples: int) -> int:
-    run = [sys.executable, "-c", PEAK, str(fresh(folder)), str(samples)]
-    return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
 
 
 def main() -> None:
@@ -77,7 +61,7 @@ def main() -> None:
             ratio(taken["bare"], taken["ours"]),
             "aim: 0.8",
         )
-        few, many = (peak_nbytes(folder / "peak", count) for count in (1_024, 4_096))
+        few, many = (peak_nbytes(MADE, fresh(folder / "peak"), count) for count in (1_024, 4_096))
         show("peak memory of 4,096 samples over that of 1,024", many / few, "aim: 1")
 
 

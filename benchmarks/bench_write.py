@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from common import BATCH, LENGTH, Tones, interleaved, ratio, show, workspace
+from common import BATCH, LENGTH, Tones, interleaved, peak_nbytes, ratio, show, workspace
 
 import parbake
 from parbake.store.codecs import Chain
@@ -80,25 +78,12 @@ def zarr_python(folder: Path, samples: int) -> None:
             array[start:stop] = np.concatenate([part[name] for part in parts])
 
 
-PEAK = """
+MADE = """
 import sys
 sys.path.insert(0, "benchmarks")
 from common import Tones
-import parbake, parbake.progress, parbake.producers.bake, numcodecs.blosc
-def peak():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-tones = Tones(int(sys.argv[2]))
-tones.produce(0, 64, ("x", "y"))
-open("/proc/self/clear_refs", "w").write("5")  # forget the peak of making the tones
-before = peak()
-parbake.bake(tones, sys.argv[1], progress=False)
-print(peak() - before)
+producer = Tones(int(sys.argv[2]))
 """
-
-
-def peak_nbytes(folder: Path, samples: int) -> int:
-    run = [sys.executable, "-c", PEAK, str(fresh(folder)), str(samples)]
-    return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
 
 
 def teacher_overhead(folder: Path) -> float:
@@ -146,7 +131,7 @@ def main() -> None:
         for count in (1_024, 4_096):
             show(
                 f"peak memory of baking {count} samples, in slabs",
-                peak_nbytes(folder / "peak", count) / slab,
+                peak_nbytes(MADE, fresh(folder / "peak"), count) / slab,
                 "aim: 2",
             )
         show(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,6 +56,27 @@ def _pool(length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     x = rng.uniform(size=(512, 1)) * np.sin(2 * np.pi * f0_hz[:, None] * time_s + phase[:, None])
     y = np.tanh(4 * x + 0.3) - np.tanh(0.3)
     return x.astype(np.float32)[..., None], y.astype(np.float32)[..., None]
+
+
+_PEAK = """
+import parbake, parbake.progress, parbake.producers.bake, numcodecs.blosc
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+producer.produce(0, 64, ("x", "y"))
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak of making the tones
+before = peak()
+parbake.bake(producer, sys.argv[1], progress=False)
+print(peak() - before)
+"""
+
+
+def peak_nbytes(made: str, folder: Path, samples: int) -> int:
+    """Memory that baking takes beyond the producer's own, in a fresh process.
+
+    ``made``: code that imports sys and makes ``producer``, of ``int(sys.argv[2])`` samples.
+    """
+    run = [sys.executable, "-c", made + _PEAK, str(folder), str(samples)]
+    return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
 
 
 def seconds(run: Callable[[], object]) -> float:

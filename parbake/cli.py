@@ -14,7 +14,7 @@ import click
 from parbake import __version__, human
 from parbake.cli_build import BuildGroup
 from parbake.cli_clear import clear, stores_in
-from parbake.errors import ParbakeError, RecipeError
+from parbake.errors import ParbakeError, RecipeError, one_line
 
 if TYPE_CHECKING:
     from parbake.store.store import Store
@@ -31,7 +31,7 @@ class Failed(click.ClickException):
     exit_code = EXIT_NO
 
     def __init__(self, message: str) -> None:
-        super().__init__(human.printable(" ".join(message.split())))
+        super().__init__(human.printable(one_line(message)))
 
     def show(self, file: Any = None) -> None:
         click.echo(f"parbake: error: {self.message}", file=file, err=file is None)
@@ -73,7 +73,7 @@ class Gate(click.Group):
         except (Exception, KeyboardInterrupt) as error:
             if ctx.params["debug"]:
                 traceback.print_exc(file=sys.stderr)
-            raise one_line(error) from error
+            raise failure(error) from error
 
 
 def usage_line(error: click.UsageError) -> click.ClickException:
@@ -83,8 +83,8 @@ def usage_line(error: click.UsageError) -> click.ClickException:
     return Misused(error.format_message().removesuffix(".") + hint)
 
 
-def one_line(error: BaseException) -> Failed:
-    """``error`` as one line; parbake's own say what to do already."""
+def failure(error: BaseException) -> Failed:
+    """What the user sees of ``error``; parbake's own say what to do already."""
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted; what was baked stays, the same command goes on from there")
     if isinstance(error, RecipeError):

@@ -146,27 +146,23 @@ def _stale(recipe: str, stores: Sequence[StoreSummary]) -> list[StoreSummary]:
     from parbake.cli_recipe import parse_producer, results_kept_apart
     from parbake.errors import ParbakeError
     from parbake.producers.recipe import recipe_of
+    from parbake.store.cache import recorded_files
     from parbake.store.keys import producer_keys
     from parbake.store.store import open_store
 
     with results_kept_apart():
         producer = parse_producer(shlex.split(recipe), "parbake clear --stale")
         wanted, _ = producer_keys(producer)
+        files = recorded_files(recipe_of(producer))
     found = []
     for summary in stores:
         if summary.producer != producer.name or summary.state not in ("complete", "edited"):
             continue
         try:
             with open_store(summary.path) as store:
-                same = _inputs(store.provenance.get("recipe")) == _inputs(recipe_of(producer))
+                same = recorded_files(store.provenance.get("recipe")) == files
                 if same and not store.compared(wanted, store.stored_samples):
                     found.append(summary)
         except ParbakeError:  # went away, or broke, meanwhile
             continue
     return found
-
-
-def _inputs(recipe: Any) -> dict[str, str]:
-    """The files that a recorded recipe names, by parameter."""
-    params = (recipe or {}).get("params") or {}
-    return {name: text for name, text in params.items() if isinstance(text, str) and text.startswith("/")}

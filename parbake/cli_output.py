@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from parbake import human
 
@@ -50,12 +51,24 @@ def show_bake(path: Path, store: Store, last: Progress | None, as_json: bool) ->
     if baked:
         which = "" if baked == store.samples else f"{baked:,} of them "
         did = f"{which}baked in {human.duration(seconds)}"
-    if "valid" in store.fields and len(masked := np.flatnonzero(~store["valid"][:].astype(bool))):
+    if len(masked := _masked(store)):
         which = ", ".join(map(str, masked[:5])) + (", ..." if len(masked) > 5 else "")
         click.echo(f"{path}: {human.count(len(masked), 'sample')} masked, valid is False: {which}", err=True)
     samples = human.count(store.samples, "sample")
     click.echo(f"{path}: {samples}, {human.size(stored)} (ratio {human.ratio(raw, stored)}), {did}")
     return result
+
+
+def _masked(store: Store) -> NDArray[np.int64]:
+    """Samples that ``teacher`` marked because their inputs failed."""
+    from parbake.producers.networks.teacher import VALID, Teacher
+
+    shared = store.invalidation_keys.shared
+    keys = shared.get("keys")
+    masks = (
+        shared["producer"] == Teacher.name and isinstance(keys, Mapping) and keys.get("on_error") == "mask"
+    )
+    return np.flatnonzero(~store[VALID][:]) if masks else np.empty(0, np.int64)
 
 
 def show_dry_run(path: Path, predicted: DryRun, as_json: bool) -> dict[str, Any]:

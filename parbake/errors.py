@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def one_line(text: object) -> str:
+    """``text`` without line breaks, as an error shows it."""
+    return " ".join(str(text).split())
+
+
+def described(error: BaseException) -> str:
+    """Somebody else's error in one line: its class and text."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
 class ParbakeError(Exception):
     """Base of all errors that parbake raises on purpose; its text is one line."""
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from parbake.errors import RecipeError
 from parbake.producers import bake as bake_module
 from parbake.store import layout
 from parbake.store.keys import Keys, Producer, producer_keys
@@ -51,6 +52,15 @@ def _remembered_keys(producer: Producer, *, rehash: bool = False) -> tuple[Keys,
 @functools.cache
 def _keys(seed: int, gain: int, only: tuple[str, ...]) -> tuple[Keys, dict[str, Field]]:
     return producer_keys(Loaf(seed=seed, gain=gain, only=only))
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The one line with which ``call`` refuses a recipe."""
+    with pytest.raises(RecipeError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
 
 
 def undisturbed(folder: Path, loaf: Loaf) -> dict[str, bytes]:

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from amps import Array, inputs, run
 
 from parbake.errors import TeacherFileError
 from parbake.producers.audio.amp_models import amp_module, load_amp_model
 from parbake.producers.audio.sine import DEFAULT_TEACHER
-
-Array = NDArray[np.float64]
 
 
 def sigmoid(x: Array) -> Array:
@@ -92,18 +90,6 @@ def written(folder: Path, content: Mapping[str, Any]) -> Path:
     file = folder / "model.json"
     file.write_text(json.dumps(content))
     return file
-
-
-def run(file: Path, x: Array, dtype: str = "float64") -> Array:
-    """Output for inputs [batch, time]."""
-    module = load_amp_model(file).module(dtype, "cpu")
-    with torch.inference_mode():
-        y: Array = module(torch.from_numpy(x[:, :, None]).to(getattr(torch, dtype)))[:, :, 0].numpy()
-    return y
-
-
-def inputs(batch: int, steps: int) -> Array:
-    return np.random.default_rng(3).uniform(-1, 1, (batch, steps))
 
 
 # ---- values

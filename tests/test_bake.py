@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bakery import SLAB, Loaf, assert_holds, calls, leftovers, memory_folder, shard_bytes, tiny_slabs
+from bakery import SLAB, Loaf, assert_holds, calls, leftovers, shard_bytes
 from numpy.typing import NDArray
 
 from parbake.errors import NotReproducibleError, ProducerError, RecipeError, StaleStoreError
@@ -24,16 +24,7 @@ from parbake.store import publish
 from parbake.store.layout import Field
 from parbake.store.store import Store, open_store
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_slabs(monkeypatch)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    with memory_folder(tmp_path) as folder:
-        yield folder
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ import multiprocessing
 import os
 import pickle
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from bakery import Loaf, assert_holds, calls, memory_folder, tiny_slabs
+from bakery import Loaf, assert_holds, calls
 from click.testing import CliRunner, Result
 
 import parbake
@@ -31,12 +30,7 @@ from parbake.store.cache import list_stores
 from parbake.store.publish import baking_lock
 from parbake.store.store import Store, open_store
 
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    tiny_slabs(monkeypatch)
-    with memory_folder(tmp_path) as folder:
-        yield folder
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def stored(producer: Loaf, folder: Path, **options: object) -> Store:

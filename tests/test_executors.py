@@ -8,7 +8,6 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +23,8 @@ from bakery import (
     ended,
     kill_after,
     leftovers,
-    memory_folder,
     shard_bytes,
     start_child,
-    tiny_slabs,
     undisturbed,
 )
 
@@ -38,16 +35,7 @@ from parbake.producers.reporting import Progress
 from parbake.store import publish
 from parbake.store.store import open_store
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_slabs(monkeypatch)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    with memory_folder(tmp_path) as folder:
-        yield folder
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @dataclass(frozen=True)

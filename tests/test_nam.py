@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from amps import Array, inputs, run
 from conftest import DATA
-from numpy.typing import NDArray
 
 from parbake.errors import RecipeError, TeacherFileError
 from parbake.producers.audio import wavenet
@@ -22,7 +22,6 @@ from parbake.producers.audio.amp_models import load_amp_model
 from parbake.producers.audio.sine import SineTeacher
 from parbake.producers.audio.torch_settings import teacher_settings
 
-Array = NDArray[np.float64]
 Model = dict[str, Any]
 
 
@@ -182,18 +181,6 @@ def written(folder: Path, model: Model) -> Path:
     file = folder / "model.nam"
     file.write_text(json.dumps(model))
     return file
-
-
-def run(file: Path, x: Array, dtype: str = "float64") -> Array:
-    """Output for inputs [batch, time]."""
-    module = load_amp_model(file).module(dtype, "cpu")
-    with torch.inference_mode():
-        y: Array = module(torch.from_numpy(x[:, :, None]).to(getattr(torch, dtype)))[:, :, 0].numpy()
-    return y
-
-
-def inputs(batch: int, steps: int) -> Array:
-    return np.random.default_rng(3).uniform(-1, 1, (batch, steps))
 
 
 SYNTHETIC = {

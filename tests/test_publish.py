@@ -14,24 +14,39 @@ from typing import Any
 
 import pytest
 import zarr
-from bakery import SLAB, Loaf, assert_holds, calls, leftovers, memory_folder, shard_bytes, tiny_slabs
+from bakery import SLAB, Loaf, assert_holds, calls, leftovers, shard_bytes, tiny_slabs
 
-from parbake.errors import DamagedStoreError, NotAStoreError, ParbakeError, ProducerError, RecipeError
+from parbake.errors import (
+    DamagedStoreError,
+    NotAStoreError,
+    ParbakeError,
+    ProducerError,
+    RecipeError,
+    StoreNotFoundError,
+)
 from parbake.producers.bake import bake, repair
 from parbake.producers.reporting import Progress
 from parbake.store import publish
 from parbake.store.store import open_store
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_slabs(monkeypatch)
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    with memory_folder(tmp_path) as folder:
-        yield folder / "train.zarr"
+def target(folder: Path) -> Path:
+    return folder / "train.zarr"
+
+
+def test_a_bake_that_is_published_while_it_is_looked_for_is_none(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanished(*_: object) -> Iterator[Path]:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(Path, "glob", vanished)
+    assert publish.unfinished_bakes(target) == []
+    with pytest.raises(StoreNotFoundError):
+        open_store(target)
 
 
 def raise_in(start: int) -> Callable[[int, int], None]:

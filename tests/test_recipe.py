@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
+from bakery import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,14 +71,6 @@ class Plain:
     invalidation_keys = Ramp.invalidation_keys
     __len__ = Ramp.__len__
     produce = Ramp.produce
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(RecipeError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 # ---- values

@@ -9,18 +9,18 @@ import math
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bakery import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parbake
-from parbake.errors import RecipeError, TeacherFileError
+from parbake.errors import TeacherFileError
 from parbake.producers.audio.sine import DEFAULT_TEACHER, SineTeacher
 from parbake.producers.audio.tones import uniforms
 from parbake.store.keys import Producer, canonical, compare, producer_keys
@@ -32,14 +32,6 @@ SEEDS = st.integers(0, 2**64 - 1)
 
 def rows(producer: SineTeacher, start: int, stop: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(part) for name, part in producer.produce(start, stop, FIELDS).items()}
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(RecipeError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 def other_teacher(folder: Path) -> Path:

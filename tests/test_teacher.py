@@ -19,6 +19,7 @@ from click.testing import CliRunner
 import parbake
 from parbake import Field, ProducerError, RecipeError, TeacherFileError
 from parbake.cli import main
+from parbake.cli_output import show_bake
 from parbake.errors import KeysError
 from parbake.producers import Teacher
 from parbake.producers.networks.models import network_in_process
@@ -459,6 +460,19 @@ def test_a_masked_sample_is_nan_and_leaves_the_others_alone(tmp_path: Path) -> N
         np.testing.assert_array_equal(found[name][good], values[good])
     assert np.isnan(found["top"][~good]).all()
     assert not found["classes"][~good].any()
+
+
+def test_the_command_line_tells_of_masked_samples_and_of_no_other_field_named_valid(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = VISION(made(Vision), Images(10, broken=(3, 7)), on_error="mask")
+    flags = np.zeros((4, 3), np.float32)
+    other = Teacher(lambda x: x, flags, outputs=("valid",))
+    for producer, text in ((teacher, "2 samples masked, valid is False: 3, 7"), (other, "")):
+        with parbake.bake(producer, folder / "s.zarr", rebuild=True, progress=False) as store:
+            show_bake(store.path, store, None, as_json=False)
+        assert text in (errors := capsys.readouterr().err)
+        assert ("masked" in errors) == bool(text)
 
 
 def test_nan_of_the_network_is_refused_also_where_samples_are_masked(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from parbake.errors import (
     StaleStoreError,
     StoreNotFoundError,
     UnfinishedStoreError,
+    described,
 )
 from parbake.producers.plan import Segment, SlabPlan, clipped, merge_segments, plan_slabs
 from parbake.producers.recipe import recipe_of
@@ -212,6 +213,7 @@ class _Job:
     old_segments: tuple[Segment, ...]
     reproduce: frozenset[tuple[str, int]] = frozenset()  # (field, shard): bytes should come out as recorded
     accept_drift: bool = False
+    notices: tuple[str, ...] = ()  # what the producer has to tell of itself
 
 
 def _fresh(request: _Request) -> Store | None:
@@ -352,6 +354,7 @@ def _staged(
     purpose: Mapping[str, JSON],
 ) -> _Job:
     """The job with its staging folder, whose plan is written unless an earlier run left the same."""
+    notices = tuple(getattr(request.producer, "notices", ()))  # may find a fault: nothing is begun yet
     keys = request.wanted
     layouts = {name: [*vars(field).values()][:6] for name, field in layout.fields.items()}
     identity = {"shared": keys.shared, "fields": keys.fields, "layout": canonical(layouts), **purpose}
@@ -383,7 +386,7 @@ def _staged(
     identities = {name: shard_identity(keys, field.layout, seed) for name, field in fields.items()}
     producer = _with_seed(request.producer, seed)
     shared = SlabJob(producer, staging, fields, identities, batch_size, (), old)
-    return _Job(request, shared, layout, codec, seed, slabs, segments)
+    return _Job(request, shared, layout, codec, seed, slabs, segments, notices=notices)
 
 
 def _recorded_plan(staging: Staging) -> dict[str, Any]:
@@ -436,7 +439,7 @@ def _run(job: _Job, reporter: Reporter) -> None:
     todo = [plan for plan in job.slabs if valid_record(job.shared, plan) is None]
     for plan in todo:
         staging.record(plan.slab).unlink(missing_ok=True)
-    for notice in getattr(job.request.producer, "notices", ()):
+    for notice in job.notices:
         reporter.notice(notice)
     reporter.begin(sum(plan.missing for plan in todo))
     try:
@@ -508,7 +511,7 @@ def _check_picklable(job: _Job) -> None:
     try:
         pickle.dumps(job.shared)
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = described(error)
         raise RecipeError(
             f"{job.request.producer.name}: cannot be sent to worker processes ({text}); define it at the top "
             "of a module, without lambdas and open files, or bake without workers"
@@ -649,7 +652,7 @@ def _provenance(
         "seed_drawn": job.seed_drawn,
         "recipe": recipe_of(job.request.producer),
         "accepted_source": list(old.provenance["accepted_source"]) if old else [],
-        "notices": list(getattr(job.request.producer, "notices", ())),
+        "notices": list(job.notices),
         "segments": [segment.as_json() for segment in segments],
         "bakes": [*(old.provenance["bakes"] if old else []), this],
     }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.errors import ParbakeError, ProducerError
+from parbake.errors import ParbakeError, ProducerError, described
 from parbake.store.document import StoredField
 from parbake.store.keys import Producer
 
@@ -58,7 +58,7 @@ def produce_batch(
     except ParbakeError:
         raise
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = described(error)
         raise ProducerError(
             f"{where}: {text}; what was baked before is kept: mend it and run the same bake again"
         ) from error

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from parbake.errors import ParbakeError, RecipeError
+from parbake.errors import ParbakeError, RecipeError, described, one_line
 from parbake.store.keys import Producer
 
 if TYPE_CHECKING:
@@ -80,13 +80,13 @@ def _parsed_yaml(path: Path) -> Any:
         raise RecipeError(f"{path}: the recipe cannot be read: {error.strerror}") from error
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise RecipeError(f"{path}: {line}not YAML: {_one_line(error.problem)}") from error
+        raise RecipeError(f"{path}: {line}not YAML: {one_line(error.problem)}") from error
     except (
         YAMLError,
         ValueError,
         RecursionError,
     ) as error:  # ValueError: not UTF-8, or a date such as 2025-99-99
-        raise RecipeError(f"{path}: not YAML: {_one_line(error)}") from error
+        raise RecipeError(f"{path}: not YAML: {one_line(error)}") from error
 
 
 def _section(content: Mapping[str, Any], name: str, path: object) -> Mapping[str, Any]:
@@ -150,12 +150,9 @@ def _imported(module_name: str, spec: str) -> types.ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise RecipeError(f"{spec}: no module {error.name!r} in {folder} or installed") from error
-        raise RecipeError(f"{spec}: importing {module_name} failed: {_one_line(error)}") from error
+        raise RecipeError(f"{spec}: importing {module_name} failed: {one_line(error)}") from error
     except (Exception, SystemExit) as error:  # a user's module may raise anything, a script may exit
-        text = _one_line(error)
-        raise RecipeError(
-            f"{spec}: importing {module_name} failed: {type(error).__name__}: {text}"
-        ) from error
+        raise RecipeError(f"{spec}: importing {module_name} failed: {described(error)}") from error
 
 
 def make_producer(cls: type, params: Mapping[str, Any]) -> Producer:
@@ -181,7 +178,7 @@ def make_producer(cls: type, params: Mapping[str, Any]) -> Producer:
     except ParbakeError:
         raise
     except Exception as error:  # whatever a user's constructor raises
-        raise RecipeError(f"{title}: {type(error).__name__}: {_one_line(error)}") from error
+        raise RecipeError(f"{title}: {described(error)}") from error
     if not isinstance(producer, Producer):
         absent = [name for name in ("name", "version", *_METHODS) if not hasattr(producer, name)]
         raise RecipeError(f"{title}: not a producer; it lacks {', '.join(absent)}")
@@ -232,6 +229,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(type(value).__name__)
 
 
+def option(help_text: str) -> dict[str, str]:
+    """A dataclass field's ``metadata``: what the command line says of the option that it makes."""
+    return {"help": help_text}
+
+
 def without_caches(producer: Any, keep: Iterable[str] = ()) -> dict[str, Any]:
     """What to pickle of a dataclass: all but its cached properties, of which those of ``keep`` stay."""
     cached = {n for n, v in vars(type(producer)).items() if isinstance(v, functools.cached_property)}
@@ -261,7 +263,7 @@ def _hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(declares, include_extras=True)
     except Exception as error:  # a name that exists for type checkers only, say
-        text = _one_line(error)
+        text = one_line(error)
         raise RecipeError(f"{_title(cls)}: its annotations cannot be evaluated: {text}") from error
 
 
@@ -272,7 +274,7 @@ def _coerced(hint: Any, value: Any, where: str) -> Any:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:
         if typing.get_origin(hint) is Annotated:  # the author's own limits, in pydantic's words
-            raise RecipeError(f"{where}: {_shown(value)}: {_one_line(error.errors()[0]['msg'])}") from None
+            raise RecipeError(f"{where}: {_shown(value)}: {one_line(error.errors()[0]['msg'])}") from None
         raise RecipeError(f"{where}: {_shown(value)} is not {_wanted(hint)}") from None
 
 
@@ -368,9 +370,5 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = _one_line(repr(value))
+    text = one_line(repr(value))
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())

@@ -100,11 +100,19 @@ def _summary(path: Path) -> StoreSummary | None:
     return StoreSummary(path, producer, inputs, keys, samples, raw, stored, state, slabs, last_used)
 
 
-def _inputs(recipe: Any) -> tuple[str, ...]:
+def recorded_files(recipe: Any) -> dict[str, str]:
+    """The files that a recorded recipe names, by parameter."""
+    return {name: text for name, text in _texts(recipe).items() if text.startswith("/")}
+
+
+def _texts(recipe: Any) -> dict[str, str]:
     params = recipe.get("params") if isinstance(recipe, Mapping) else None
-    texts = params.values() if isinstance(params, Mapping) else ()
-    named = (text for text in texts if isinstance(text, str))
-    return tuple(Path(t).name for t in named if t.startswith("/") or _CODE.fullmatch(t))
+    return {n: v for n, v in params.items() if isinstance(v, str)} if isinstance(params, Mapping) else {}
+
+
+def _inputs(recipe: Any) -> tuple[str, ...]:
+    texts = _texts(recipe).values()
+    return tuple(Path(text).name for text in texts if text.startswith("/") or _CODE.fullmatch(text))
 
 
 @contextlib.contextmanager

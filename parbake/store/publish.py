@@ -90,8 +90,11 @@ class Unfinished:
 def unfinished_bakes(path: str | os.PathLike[str]) -> list[Unfinished]:
     """The bakes of a store that can be resumed."""
     found = []
-    root = staging_root(resolved(path))
-    for plan_file in sorted(root.glob("*/plan.json")):
+    try:
+        plan_files = sorted(staging_root(resolved(path)).glob("*/plan.json"))
+    except FileNotFoundError:  # published at this very moment
+        return []
+    for plan_file in plan_files:
         try:
             plan = json.loads(plan_file.read_bytes())
             staging = Staging(plan_file.parent)

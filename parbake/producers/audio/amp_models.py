@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from parbake.errors import TeacherFileError
+from parbake.errors import TeacherFileError, one_line
 from parbake.producers.audio.model_file import WANTED, shown
 from parbake.producers.audio.nam import read_nam
 from parbake.producers.audio.proteus import read_proteus
@@ -56,7 +56,7 @@ def load_amp_model(path: Path) -> AmpModel:
     try:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
-        raise TeacherFileError(f"{path}: not JSON ({_first_words(error)}); {WANTED}") from None
+        raise TeacherFileError(f"{path}: not JSON ({one_line(error)[:80]}); {WANTED}") from None
     if not isinstance(parsed, dict):
         raise TeacherFileError(f"{path}: not a model but a JSON {type(parsed).__name__}; {WANTED}")
     for keys, read in _READERS.items():
@@ -91,10 +91,6 @@ def _content(path: Path) -> bytes:
         raise TeacherFileError(f"{path}: no such teacher file") from None
     except OSError as error:
         raise TeacherFileError(f"{path}: the teacher file cannot be read: {error.strerror}") from None
-
-
-def _first_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:80]
 
 
 _Reader = Callable[[Path, Mapping[str, Any], str], AmpModel]

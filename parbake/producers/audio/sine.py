@@ -17,8 +17,8 @@ from parbake.producers.audio.amp_models import AmpModel, amp_module, load_amp_mo
 from parbake.producers.audio.bandlimited import alias_ratio, band_limited, kept_steps
 from parbake.producers.audio.paper import PAPER_CONFIGS, ConfigNumber
 from parbake.producers.audio.tones import VALIDATION_NOTES, ToneRanges, Tones, drawn_tones, validation_tones
-from parbake.producers.networks.models import usable_device
-from parbake.producers.recipe import settle
+from parbake.producers.devices import usable_device
+from parbake.producers.recipe import option, settle
 from parbake.store.keys import JSON
 from parbake.store.layout import SAMPLE_NBYTES_MAX, Coord, Field
 
@@ -28,10 +28,6 @@ _ORDINARY = {"sample_rate": 44100.0, "duration": 1.2}  # what a config may say o
 _FROM_CONFIG = cast(float, None)  # until __post_init__ has put a number there
 _LEVELS_DB = (-200.0, 60.0)  # beyond them no stored dtype holds the tone
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
-
-
-def _option(help_text: str) -> dict[str, str]:
-    return {"help": help_text}
 
 
 @dataclass(frozen=True)
@@ -66,47 +62,45 @@ class SineTeacher:
     version: ClassVar[int] = 1
 
     teacher: Path | None = field(
-        default=None, metadata=_option("Model file: Proteus JSON or .nam 0.5. Default: a diode clipper.")
+        default=None, metadata=option("Model file: Proteus JSON or .nam 0.5. Default: a diode clipper.")
     )
     config: ConfigNumber | None = field(
-        default=None, metadata=_option("Set-up of arXiv 2505.11375; its weights come with --teacher.")
+        default=None, metadata=option("Set-up of arXiv 2505.11375; its weights come with --teacher.")
     )
-    num_samples: int = field(default=1600, metadata=_option("Tones of the training set."))
+    num_samples: int = field(default=1600, metadata=option("Tones of the training set."))
     sample_rate: float = field(
-        default=_FROM_CONFIG, metadata=_option("Hz. Default: the config's, else 44100.")
+        default=_FROM_CONFIG, metadata=option("Hz. Default: the config's, else 44100.")
     )
     duration: float = field(
-        default=_FROM_CONFIG, metadata=_option("Seconds of each tone. Default: the config's, else 1.2.")
+        default=_FROM_CONFIG, metadata=option("Seconds of each tone. Default: the config's, else 1.2.")
     )
-    midi_min: float = field(default=21.0, metadata=_option("Lowest MIDI note, fractions allowed."))
-    midi_max: float = field(default=127.0, metadata=_option("Highest MIDI note."))
+    midi_min: float = field(default=21.0, metadata=option("Lowest MIDI note, fractions allowed."))
+    midi_max: float = field(default=127.0, metadata=option("Highest MIDI note."))
     db_min: float | None = field(
-        default=None, metadata=_option("Lowest level, dB re amplitude 1. Default: down to silence.")
+        default=None, metadata=option("Lowest level, dB re amplitude 1. Default: down to silence.")
     )
-    db_max: float = field(default=0.0, metadata=_option("Highest level, dB re amplitude 1."))
-    linear_f0: bool = field(
-        default=False, metadata=_option("Draw frequencies uniformly in Hz, not in notes.")
-    )
+    db_max: float = field(default=0.0, metadata=option("Highest level, dB re amplitude 1."))
+    linear_f0: bool = field(default=False, metadata=option("Draw frequencies uniformly in Hz, not in notes."))
     validation: bool = field(
-        default=False, metadata=_option("The fixed validation set: 88 notes from 21, phase 0, each level.")
+        default=False, metadata=option("The fixed validation set: 88 notes from 21, phase 0, each level.")
     )
     levels_db: tuple[float, ...] = field(
-        default=(-20.0,), metadata=_option("Levels of the validation set, dB re amplitude 1.")
+        default=(-20.0,), metadata=option("Levels of the validation set, dB re amplitude 1.")
     )
     target: Literal["teacher", "bandlimited"] = field(
-        default="teacher", metadata=_option("What y is: the output, or its last second without aliases.")
+        default="teacher", metadata=option("What y is: the output, or its last second without aliases.")
     )
     seed: int | Literal["fresh"] = field(
-        default=0, metadata=_option("Seed of the training set; 'fresh' draws one at the first bake.")
+        default=0, metadata=option("Seed of the training set; 'fresh' draws one at the first bake.")
     )
     compute_dtype: Literal["float64", "float32"] = field(
-        default="float64", metadata=_option("Precision in which the teacher runs.")
+        default="float64", metadata=option("Precision in which the teacher runs.")
     )
     store_dtype: Literal["float64", "float32", "float16"] = field(
-        default="float32", metadata=_option("Precision of x and y as stored.")
+        default="float32", metadata=option("Precision of x and y as stored.")
     )
     device: str = field(
-        default="auto", metadata=_option("Where the teacher runs: auto (CUDA if present), cpu, cuda:0, ...")
+        default="auto", metadata=option("Where the teacher runs: auto (CUDA if present), cpu, cuda:0, ...")
     )
     teacher_sha256: str = field(init=False, repr=False)  # of the file when this was made
 

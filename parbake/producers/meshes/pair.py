@@ -20,17 +20,13 @@ from parbake.producers.meshes.interpolate import Method, Operator, Outside
 from parbake.producers.meshes.operators import OperatorChoice, operator_between
 from parbake.producers.meshes.parts import is_named_like_result, parts_of
 from parbake.producers.meshes.series import MeshSeries
-from parbake.producers.recipe import settle, without_caches
+from parbake.producers.recipe import option, settle, without_caches
 from parbake.store.keys import JSON
 from parbake.store.layout import Coord, Field
 
 _AXES = ("x", "y", "z")
 _BATCH_NBYTES = 2 * 1024**2  # of one field
 _LISTED = 5  # unmatched times that a notice names
-
-
-def _option(help_text: str) -> dict[str, str]:
-    return {"help": help_text}
 
 
 @dataclass(frozen=True)
@@ -60,23 +56,23 @@ class MeshPair:
     name: ClassVar[str] = "mesh"
     version: ClassVar[int] = 1
 
-    source: Path | MeshSeries = field(metadata=_option("Mesh series of the coarse solution."))
-    target: Path | MeshSeries = field(metadata=_option("Mesh series of the fine solution."))
-    method: Method = field(default="linear", metadata=_option("How to interpolate."))
-    outside: Outside = field(default="project", metadata=_option("Nodes outside the source mesh."))
+    source: Path | MeshSeries = field(metadata=option("Mesh series of the coarse solution."))
+    target: Path | MeshSeries = field(metadata=option("Mesh series of the fine solution."))
+    method: Method = field(default="linear", metadata=option("How to interpolate."))
+    outside: Outside = field(default="project", metadata=option("Nodes outside the source mesh."))
     max_distance: float = field(
-        default=0.05, metadata=_option("How far out a node may lie, in diagonals of the source mesh.")
+        default=0.05, metadata=option("How far out a node may lie, in diagonals of the source mesh.")
     )
-    channels: tuple[str, ...] = field(default=(), metadata=_option("Channel to use; default: all in both."))
+    channels: tuple[str, ...] = field(default=(), metadata=option("Channel to use; default: all in both."))
     time_tolerance: float | None = field(
-        default=None, metadata=_option("Seconds between times of one step; default: a 1000th of a step.")
+        default=None, metadata=option("Seconds between times of one step; default: a 1000th of a step.")
     )
     step_offset: int | None = field(
-        default=None, metadata=_option("Pair steps by number instead: source i with target i + this.")
+        default=None, metadata=option("Pair steps by number instead: source i with target i + this.")
     )
-    allow_nan: bool = field(default=False, metadata=_option("Take NaN of the series as values."))
-    residual: bool = field(default=False, metadata=_option("Also store fine_features - coarse_interp."))
-    dtype: Literal["float32", "float64"] = field(default="float32", metadata=_option("As stored."))
+    allow_nan: bool = field(default=False, metadata=option("Take NaN of the series as values."))
+    residual: bool = field(default=False, metadata=option("Also store fine_features - coarse_interp."))
+    dtype: Literal["float32", "float64"] = field(default="float32", metadata=option("As stored."))
     operators: Path | None = field(default=None, metadata={"option": False, "recipe": False})
 
     def __post_init__(self) -> None:
@@ -199,7 +195,7 @@ class MeshPair:
                     (len(points), len(self.used_channels)),
                     self.dtype,
                     ("node", "channel"),
-                    units=alike.copy().pop() if len(alike) == 1 else None,
+                    units=next(iter(alike)) if len(alike) == 1 else None,
                     description=f"{text}: {described}",
                     coords=coords,
                     allow_nan=self.allow_nan or (self.outside == "nan" and name != "fine_features"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from parbake.errors import ProducerError, RecipeError
+from parbake.errors import ProducerError, RecipeError, described
 from parbake.producers.networks.models import Origin, content_digest
 from parbake.producers.recipe import named_object
 from parbake.store.source import is_user_code
@@ -65,7 +65,7 @@ def inputs_object(inputs: Any) -> Any:
         try:
             found = found()
         except Exception as error:  # whatever the user's code raises
-            text = " ".join(f"{type(error).__name__}: {error}".split())
+            text = described(error)
             raise RecipeError(f"teacher: inputs: {inputs}() failed: {text}") from error
     return found
 

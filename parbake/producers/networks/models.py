@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parbake.errors import KeysError, RecipeError, TeacherFileError
+from parbake.errors import KeysError, RecipeError, TeacherFileError, described, one_line
 from parbake.producers.recipe import named_object
 from parbake.store.capture import Captured, capture
 from parbake.store.files import file_sha256
@@ -141,26 +140,6 @@ def content_of(model: Any, weights: Path | None) -> tuple[str, ...]:
     return tuple(file_sha256(path) for path in (archive_path(model), weights) if path is not None)
 
 
-def usable_device(wanted: str, producer: str) -> str:
-    """``wanted`` where torch can use it here; "auto": CUDA if present, each pool worker another one.
-
-    Raises RecipeError naming ``producer``. Untested on a GPU.
-    """
-    import torch
-
-    if wanted == "auto":
-        if not torch.cuda.is_available():
-            return "cpu"
-        identity = multiprocessing.current_process()._identity  # (), or the number of a worker from 1
-        return f"cuda:{(identity[0] - 1) % torch.cuda.device_count()}" if identity else "cuda"
-    try:
-        torch.empty(0, device=wanted)
-    except (AssertionError, RuntimeError) as error:  # what torch raises without that backend or number
-        text = " ".join(str(error).split())[:120]
-        raise RecipeError(f"{producer}: device: {wanted!r} cannot be used here: {text}") from error
-    return wanted
-
-
 def _made(spec: str, weights: Path | None) -> Callable[..., Any]:
     """The network that a factory makes, or that stands in the module, in eval mode."""
     found = named_object(spec)
@@ -174,7 +153,7 @@ def _made(spec: str, weights: Path | None) -> Callable[..., Any]:
             found = made()
             again = made() if weights is None and _is_module(found) else found
         except Exception as error:  # whatever the user's code raises
-            text = f"{type(error).__name__}: {_one_line(error)}"
+            text = described(error)
             raise _refused(
                 f"model: {spec}() failed: {text}; it makes the network, without arguments"
             ) from error
@@ -238,7 +217,7 @@ def _from_archive(path: Path) -> Callable[..., Any]:
     except Exception as error:  # zip, pickle and torch each have their own
         kind = "torch.export archive" if path.suffix in _EXPORTED else "TorchScript file"
         raise TeacherFileError(
-            f"{path}: not a {kind} ({_one_line(error)[:100]}); weights alone go with --model module:factory "
+            f"{path}: not a {kind} ({one_line(error)[:100]}); weights alone go with --model module:factory "
             "--weights FILE"
         ) from error
 
@@ -266,7 +245,7 @@ def _load_weights(network: Any, path: Path) -> None:
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError) as error:  # a module's own idea of its weights
-        raise TeacherFileError(f"{path}: does not fit the model: {_one_line(error)[:200]}") from error
+        raise TeacherFileError(f"{path}: does not fit the model: {one_line(error)[:200]}") from error
 
 
 def _check_fit(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -293,7 +272,3 @@ def _names(names: list[str]) -> str:
 
 def _refused(text: str) -> RecipeError:
     return RecipeError(f"teacher: {text}")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())

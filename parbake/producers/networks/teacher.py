@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
-from parbake.errors import KeysError, ParbakeError, ProducerError, RecipeError, SchemaError
+from parbake.errors import KeysError, ParbakeError, ProducerError, RecipeError, SchemaError, described
 from parbake.producers.batches import to_host
+from parbake.producers.devices import usable_device
 from parbake.producers.networks.inputs import (
     Source,
     detached,
@@ -34,10 +35,9 @@ from parbake.producers.networks.models import (
     network_in_process,
     placed,
     refuse_training,
-    usable_device,
 )
 from parbake.producers.networks.outputs import converted_to, copied, masked, moved, named_outputs
-from parbake.producers.recipe import named_object, settle, without_caches
+from parbake.producers.recipe import named_object, option, settle, without_caches
 from parbake.store.capture import Captured, capture
 from parbake.store.keys import JSON
 from parbake.store.layout import Field
@@ -45,10 +45,6 @@ from parbake.store.layout import Field
 VALID = "valid"  # the scalar that on_error="mask" adds
 _PROBED_MAX = 64  # samples that are tried to see the fields
 _HOOKS = ("post", "reset", "collate")
-
-
-def _option(help_text: str) -> dict[str, str]:
-    return {"help": help_text}
 
 
 @dataclass(frozen=True)
@@ -82,43 +78,42 @@ class Teacher:
     name: ClassVar[str] = "teacher"
     version: ClassVar[int] = 1
 
-    model: Any = field(metadata=_option("module:factory, a TorchScript file (.pt) or an export (.pt2)."))
-    inputs: Any = field(metadata=_option("module:name of a dataset or of a function (index, rng)."))
-    weights: Path | None = field(default=None, metadata=_option("state_dict for module:factory."))
+    model: Any = field(metadata=option("module:factory, a TorchScript file (.pt) or an export (.pt2)."))
+    inputs: Any = field(metadata=option("module:name of a dataset or of a function (index, rng)."))
+    weights: Path | None = field(default=None, metadata=option("state_dict for module:factory."))
     num_samples: int | None = field(
-        default=None, metadata=_option("Samples of the store; default: all of the dataset.")
+        default=None, metadata=option("Samples of the store; default: all of the dataset.")
     )
-    outputs: tuple[str, ...] = field(default=(), metadata=_option("Name of an output of a tuple."))
-    input_names: tuple[str, ...] = field(default=(), metadata=_option("Name of a part of an input tuple."))
+    outputs: tuple[str, ...] = field(default=(), metadata=option("Name of an output of a tuple."))
+    input_names: tuple[str, ...] = field(default=(), metadata=option("Name of a part of an input tuple."))
     args: tuple[str, ...] = field(
-        default=(), metadata=_option("Part of the inputs that the network takes; default: all.")
+        default=(), metadata=option("Part of the inputs that the network takes; default: all.")
     )
-    keep: tuple[str, ...] = field(default=(), metadata=_option("Part of the inputs to store as well."))
+    keep: tuple[str, ...] = field(default=(), metadata=option("Part of the inputs to store as well."))
     store_dtype: Any = field(
-        default=None, metadata=_option("Dtype of floating-point fields, or field=dtype,... for some.")
+        default=None, metadata=option("Dtype of floating-point fields, or field=dtype,... for some.")
     )
     fields: Any = field(default=None, metadata={"option": False})
-    post: Any = field(default=None, metadata=_option("module:function of the output, on the device."))
-    reset: Any = field(default=None, metadata=_option("module:function to call before each batch."))
-    collate: Any = field(default=None, metadata=_option("module:function that makes a batch of items."))
+    post: Any = field(default=None, metadata=option("module:function of the output, on the device."))
+    reset: Any = field(default=None, metadata=option("module:function to call before each batch."))
+    collate: Any = field(default=None, metadata=option("module:function that makes a batch of items."))
     autocast: Literal["bfloat16", "float16"] | None = field(
-        default=None, metadata=_option("Lower precision where operations bear it.")
+        default=None, metadata=option("Lower precision where operations bear it.")
     )
-    compile: bool = field(default=False, metadata=_option("Compile the network first."))
+    compile: bool = field(default=False, metadata=option("Compile the network first."))
     on_error: Literal["stop", "mask"] = field(
-        default="stop", metadata=_option("Where the dataset raises: stop, or mark the sample.")
+        default="stop", metadata=option("Where the dataset raises: stop, or mark the sample.")
     )
-    seed: int | Literal["fresh"] = field(default=0, metadata=_option("Seed of drawn inputs."))
+    seed: int | Literal["fresh"] = field(default=0, metadata=option("Seed of drawn inputs."))
     device: str = field(
-        default="auto", metadata=_option("Where it runs: auto (CUDA if present), cpu, cuda:0, ...")
+        default="auto", metadata=option("Where it runs: auto (CUDA if present), cpu, cuda:0, ...")
     )
     keys: Any = field(default=None, metadata={"option": False})
     content: tuple[str, ...] = field(init=False, repr=False)  # of its files when this was made
 
     def __post_init__(self) -> None:
         settle(self)
-        for name in ("weights", "model"):
-            path = self.weights if name == "weights" else archive_path(self.model)
+        for name, path in (("weights", self.weights), ("model", archive_path(self.model))):
             if path is not None and not path.is_file():
                 raise RecipeError(f"teacher: {name}: {path}: no such file")
         object.__setattr__(self, "content", content_of(self.model, self.weights))
@@ -206,7 +201,7 @@ class Teacher:
             values = {n: np.zeros((stop - start, *schema[n].shape), schema[n].dtype) for n in named}
         out: dict[str, Any] = {}
         for name in fields:
-            if name == VALID:
+            if name == VALID and self.on_error == "mask":
                 out[name] = np.array([index not in failed for index in range(start, stop)])
                 continue
             if name not in values:
@@ -302,7 +297,7 @@ class Teacher:
                 hint = "; export it with a dynamic batch axis (torch.export.Dim)" if fixed else ""
                 if isinstance(error, TypeError) and not self.args:
                     hint = "; choose the parts of the inputs that the network takes with args"
-                text = " ".join(f"{type(error).__name__}: {error}".split())
+                text = described(error)
                 raise ProducerError(f"teacher: samples {start}-{start + count - 1}: {text}{hint}") from error
             if values is not None and again is not None:
                 _check_repeats(values, again)
@@ -346,7 +341,7 @@ class Teacher:
                 f"teacher: the inputs have no part {missing[0]!r}; there is {', '.join(parts)}"
             )
         values = {name: parts[name] for name in self.keep}
-        if wanted is None or wanted - values.keys() - {VALID}:
+        if wanted is None or wanted - values.keys() - ({VALID} if self.on_error == "mask" else set()):
             passed = {n: copied(parts[n]) if n in self.keep else parts[n] for n in self.args or parts}
             outputs = named_outputs(self._run(passed, by_name), self.outputs)
             if clash := outputs.keys() & values.keys():
@@ -363,7 +358,7 @@ class Teacher:
         items, failed = source.fetch(start, stop)
         if failed and self.on_error == "stop":
             index, error = next(iter(failed.items()))
-            text = " ".join(f"{type(error).__name__}: {error}".split())
+            text = described(error)
             raise ProducerError(
                 f"teacher: sample {index}: the inputs failed: {text}; mend it, or mark such samples with "
                 "on_error='mask'"
@@ -375,7 +370,7 @@ class Teacher:
         try:
             batch = (self._hook("collate") or _default_collate())(items)
         except Exception as error:  # items of different sizes, or whatever the user's code raises
-            text = " ".join(f"{type(error).__name__}: {error}".split())
+            text = described(error)
             raise ProducerError(
                 f"teacher: samples {start}-{stop - 1}: the inputs make no batch ({text}); pad them to one "
                 "size and keep their lengths, or give collate="
