@@ -25,7 +25,6 @@ from parbake.store.keys import JSON
 from parbake.store.layout import Coord, Field
 
 _AXES = ("x", "y", "z")
-_BATCH_NBYTES = 2 * 1024**2  # of one field
 _LISTED = 5  # unmatched times that a notice names
 
 
@@ -92,12 +91,6 @@ class MeshPair:
 
     def __getstate__(self) -> dict[str, Any]:
         return without_caches(self)
-
-    @property
-    def batch_size(self) -> int:
-        """Steps at a time: what is computed stays in the processor's cache until it is copied."""
-        step_nbytes = self.target_series.nodes * len(self.used_channels) * np.dtype(self.dtype).itemsize
-        return max(1, min(64, _BATCH_NBYTES // step_nbytes))
 
     # ---- what is paired
 
