@@ -245,8 +245,8 @@ def test_a_resumed_run_keeps_its_blocks_where_no_others_are_asked_for() -> None:
     new = BlockShuffle(50_000, 4, batch_size=64)
     assert new.order.span > old.order.span
     new.load_state_dict(old.state_dict())
-    assert list(new) == list(old)
     assert new.order == old.order
+    assert list(new) == list(old)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 import numpy as np
 import pytest
@@ -249,6 +249,23 @@ def test_the_measure_holds_for_batches_of_several_runs() -> None:
     order = BlockOrder(12_000, 4, 5)
     assert order.variance_ratio(64) == pytest.approx(measured_ratio(order, 64), rel=0.06)
     assert order.variance_ratio(64) > 2
+
+
+@pytest.mark.parametrize(("blocks", "block", "span"), [(3, 2, 2), (3, 2, 1), (3, 3, 1), (4, 2, 2)])
+def test_the_measure_is_that_of_all_orders_there_are(blocks: int, block: int, span: int) -> None:
+    """Pairs at adjoining positions, in every order of blocks and of the samples in each run."""
+    order = BlockOrder(blocks * block, block, span)
+    runs = order.runs_at(np.arange(order.n), 0)
+    squares, count = 0.0, 0
+    for of_blocks in permutations(range(blocks)):
+        samples = np.concatenate([np.arange(b * block, (b + 1) * block) for b in of_blocks])
+        of_runs = [list(permutations(samples[runs == run].tolist())) for run in range(order.runs)]
+        for parts in product(*of_runs):
+            whole = [sample for part in parts for sample in part]
+            means = [(a + b) / 2 - (order.n - 1) / 2 for a, b in pairwise(whole)]
+            squares, count = squares + sum(mean**2 for mean in means), count + len(means)
+    true = (order.n**2 - 1) / 12 / 2 * (order.n - 2) / (order.n - 1)
+    assert order.variance_ratio(2) == pytest.approx(squares / count / true)
 
 
 def test_the_measure_of_one_run_or_one_batch_is_one() -> None:
