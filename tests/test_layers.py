@@ -19,8 +19,8 @@ PACKAGE = Path(parbake.__file__).parent
 STORE = """
 source files durable layout statistics
 codecs capture
-chunkmap keys
-shard
+chunkmap keys index gather threads
+shard decoded opened
 document
 reader
 zarr_dir zarr_zip hdf5 samples

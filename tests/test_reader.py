@@ -31,9 +31,9 @@ from parbake.errors import (
 from parbake.producers.bake import bake
 from parbake.producers.function import FunctionProducer
 from parbake.store import layout as layouts
-from parbake.store import reader as reading
+from parbake.store import opened
+from parbake.store.index import normalised_index
 from parbake.store.layout import Field
-from parbake.store.reader import normalised_index
 from parbake.store.store import Store, open_store
 
 SAMPLES = 29
@@ -442,8 +442,8 @@ def maps_below(folder: Path) -> int:
 @pytest.mark.parametrize("mmap", [True, False])
 def test_few_files_are_open_at_a_time(mine: Path, monkeypatch: pytest.MonkeyPatch, mmap: bool) -> None:
     gc.collect()
-    monkeypatch.setattr(reading, "OPEN_FILES_MAX", 3)
-    reading._open_shards.drop(-1)
+    monkeypatch.setattr(opened, "OPEN_FILES_MAX", 3)
+    opened.open_shards.drop(-1)
     with open_store(mine) as other:
         other.read([0], ("x", "big", "mask"))  # the bound is on the process, not on a store
         before = open_descriptors()
@@ -500,7 +500,7 @@ def test_the_garbage_collector_may_end_a_reader_anywhere(paths: dict[str, Path])
     """Within the lock of the open files, say: in the same thread, so waiting for it would be for ever."""
 
     def end() -> None:
-        with reading._open_shards._lock:
+        with opened.open_shards.lock:
             store.reader.__del__()
 
     store = open_store(paths["lz4"])
@@ -512,7 +512,7 @@ def test_the_garbage_collector_may_end_a_reader_anywhere(paths: dict[str, Path])
 
 
 def test_threads_read_the_same_bits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "OPEN_FILES_MAX", 2)  # so that files are closed under other readers
+    monkeypatch.setattr(opened, "OPEN_FILES_MAX", 2)  # so that files are closed under other readers
 
     def read(seed: int) -> bool:
         index = np.random.default_rng(seed).integers(-SAMPLES, SAMPLES, 17)
@@ -574,7 +574,7 @@ def test_a_fork_while_another_thread_holds_the_lock(paths: dict[str, Path]) -> N
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with reading._open_shards._lock:
+        with opened.open_shards.lock:
             held.set()
             done.wait()
 
@@ -680,7 +680,7 @@ def test_a_pickled_store_that_was_baked_again_says_so(mine: Path) -> None:
 
 def test_a_store_opened_in_the_middle_of_a_swap(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its folder is open, then another takes its place before its metadata is read."""
-    real, swapped = reading.open_beneath, []
+    real, swapped = opened.open_beneath, []
 
     def swap_first(folder: int, name: str) -> int:
         if not swapped:
@@ -688,7 +688,7 @@ def test_a_store_opened_in_the_middle_of_a_swap(mine: Path, monkeypatch: pytest.
             baked(mine, OTHERS, rebuild=True)
         return real(folder, name)
 
-    monkeypatch.setattr(reading, "open_beneath", swap_first)
+    monkeypatch.setattr(opened, "open_beneath", swap_first)
     with open_store(mine) as store:
         assert one_of_two(lambda: store["x"][:], slice(None), "x") == "new"
 

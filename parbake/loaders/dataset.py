@@ -16,8 +16,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from parbake.errors import RecipeError, StaleStoreError
 from parbake.loaders.samples import Tensors, owned, plain_rows, split
+from parbake.store.index import normalised_index
 from parbake.store.keys import Producer
-from parbake.store.reader import normalised_index
 from parbake.store.samples import Samples
 from parbake.store.store import open_store
 

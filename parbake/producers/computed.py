@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from parbake.producers.bake import default_batch_size, with_drawn_seed
 from parbake.producers.batches import produce_batch, producing
 from parbake.store.document import StoredField
+from parbake.store.index import Index, Window, normalised_index
 from parbake.store.keys import JSON, Freshness, Keys, Producer, compare, producer_keys
 from parbake.store.layout import Coord, merged_coords, plan_layout
-from parbake.store.reader import Index, normalised_index
 from parbake.store.samples import Samples
 
 
@@ -61,18 +61,23 @@ class ComputedStore(Samples):
         index: Index,
         fields: Sequence[str] | None = None,
         out: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        windows: Mapping[str, Window] | None = None,
+        threads: int = 1,
     ) -> dict[str, NDArray[Any]]:
         """As of a store. Raises IndexError, TypeError, RecipeError, ProducerError."""
         names = self.chosen(fields)
         numbers = normalised_index(index, self.samples)
-        result = {name: self.target(name, len(numbers), out) for name in names}
+        windows = windows or {}
+        result = {name: self.target(name, len(numbers), out, windows.get(name)) for name in names}
         width = default_batch_size(self.producer)
         for start, stop in _runs(np.unique(numbers), width):
             with producing:
                 arrays = produce_batch(self.producer, self._fields, names, start, stop).checked(self._fields)
             rows = np.flatnonzero((numbers >= start) & (numbers < stop))
             for name in names:
-                result[name][rows] = arrays[name][numbers[rows] - start]
+                samples = arrays[name][numbers[rows] - start]
+                result[name][rows] = windows[name].part(rows).of(samples) if name in windows else samples
         return result
 
     def first(self, samples: int) -> ComputedStore:

@@ -68,7 +68,6 @@ class FieldMap:
     def swapped(self) -> bool:
         return self.native_dtype != self.layout.numpy_dtype
 
-    def chunk_range(self, chunk: int) -> tuple[int, int]:
-        """Samples [start, stop) of a chunk."""
-        start = chunk * self.layout.chunk_samples
-        return start, min(start + self.layout.chunk_samples, self.samples)
+    @cached_property
+    def chunks(self) -> int:
+        return -(-self.samples // self.layout.chunk_samples)

@@ -115,11 +115,11 @@ def chain_of(layout: FieldLayout) -> Chain:
     return Chain(layout.codec, layout.numpy_dtype)
 
 
-def check_crc(payload: NDArray[np.uint8]) -> None:
-    """Compare a payload's CRC-32C with its body; raises CodecError naming both."""
+def check_crc(payload: NDArray[np.uint8], body: NDArray[np.uint8] | None = None) -> None:
+    """Compare a payload's CRC-32C with its body, or with a copy of that; raises CodecError naming both."""
     if payload.nbytes < CRC_NBYTES:
         raise CodecError(f"{payload.nbytes} bytes are too few for a chunk")
     stored = int.from_bytes(payload[-CRC_NBYTES:].tobytes(), "little")
-    found = crc32c(payload[:-CRC_NBYTES].data)
+    found = crc32c((payload[:-CRC_NBYTES] if body is None else body).data)
     if found != stored:
         raise CodecError(f"crc32c {found:#010x} where {stored:#010x} is stored")

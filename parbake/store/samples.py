@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from parbake.errors import RecipeError
 from parbake.store import statistics
 from parbake.store.document import StoredField
+from parbake.store.index import Index, Window
 from parbake.store.keys import JSON, Freshness, Producer
-from parbake.store.reader import Index
 
 _STATISTICS_READ_NBYTES = 32 * 1024**2
 
@@ -102,6 +102,9 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
         index: Index,
         fields: Sequence[str] | None = None,
         out: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        windows: Mapping[str, Window] | None = None,
+        threads: int = 1,
     ) -> dict[str, NDArray[Any]]:
         """Samples as ``{field: array [len(index), *shape]}``; see ``Store.read``."""
 
@@ -112,6 +115,12 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
     @abc.abstractmethod
     def freshness(self, producer: Producer, *, rehash: bool = False) -> Freshness:
         """Whether these are the samples that ``producer`` would give; lists every key that differs."""
+
+    def will_need(self, index: Index, fields: Sequence[str] | None = None) -> None:
+        """Say which samples will be read next, so that they can be fetched meanwhile."""
+
+    def reserve(self, samples: int) -> None:
+        """Say that ``samples`` adjoining ones will be read in any order, so that they are decoded once."""
 
     def close(self) -> None:
         """Release what is held open."""
@@ -124,9 +133,12 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
                 raise RecipeError(f"{self.path}: no field {name!r}; there are {', '.join(self.fields)}")
         return names
 
-    def target(self, name: str, count: int, out: Mapping[str, NDArray[Any]] | None) -> NDArray[Any]:
+    def target(
+        self, name: str, count: int, out: Mapping[str, NDArray[Any]] | None, window: Window | None
+    ) -> NDArray[Any]:
         """The array to read ``count`` samples of a field into: of ``out``, checked, or a new one."""
-        dtype, shape = self[name].dtype, (count, *self.fields[name].shape)
+        sample = self.fields[name].shape
+        dtype, shape = self[name].dtype, (count, *(window.shape(sample) if window else sample))
         if out is None:
             return np.empty(shape, dtype)
         array = out.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from parbake.errors import RecipeError, StaleStoreError, StoreNotFoundError, StoreReplacedError
 from parbake.store import publish, zarr_dir
 from parbake.store.document import Manifest, StoredField, StoreDocument
+from parbake.store.index import Index, Window, normalised_index
 from parbake.store.keys import (
     JSON,
     Change,
@@ -27,9 +29,12 @@ from parbake.store.keys import (
     without_source,
 )
 from parbake.store.layout import Coord, Layout
-from parbake.store.reader import Checksums, Index, OpenFolder, Reader, normalised_index
+from parbake.store.opened import OpenFolder
+from parbake.store.reader import CACHE_NBYTES, Checksums, Reader
 from parbake.store.samples import Samples
 from parbake.store.verify import VerifyReport, verify
+
+RESERVED_NBYTES_MAX = 1 << 30  # of decoded chunks, taken without being asked for in bytes
 
 
 def open_store(
@@ -38,18 +43,20 @@ def open_store(
     expect: Producer | None = None,
     checksums: Checksums = "first",
     mmap: bool = True,
+    cache_nbytes: int = CACHE_NBYTES,
 ) -> Store:
     """Open a baked store for reading.
 
     ``expect``: the producer that should have baked it; the store then shows ``len(expect)`` samples.
     ``checksums``: check each chunk when this process first reads it, ``"always"`` or ``"never"``.
     ``mmap=False`` reads with ``pread``, for file systems on which a mapped file may vanish.
+    ``cache_nbytes``: memory in each process for decoded chunks that hold many samples.
 
     Raises StoreNotFoundError, NotAStoreError, UnfinishedStoreError, DamagedStoreError, StaleStoreError.
     """
     if checksums not in ("first", "always", "never"):
         raise RecipeError(f"checksums={checksums!r}; one of 'first', 'always', 'never'")
-    opened = _open(Path(path), _Options(checksums, mmap))
+    opened = _open(Path(path), _Options(checksums, mmap, cache_nbytes))
     if expect is None:
         return opened
     freshness = opened.freshness(expect)
@@ -63,6 +70,7 @@ def open_store(
 class _Options:
     checksums: Checksums
     mmap: bool
+    cache_nbytes: int
 
 
 def _open(path: Path, options: _Options, samples: int | None = None, seal: str | None = None) -> Store:
@@ -79,7 +87,8 @@ def _open(path: Path, options: _Options, samples: int | None = None, seal: str |
     if seal is not None and opened.seal != seal:
         raise StoreReplacedError(f"{path}: baked again since it was opened in another process; reopen it")
     manifest = cache(partial(zarr_dir.read_manifest, folder, opened))
-    reader = Reader(folder, zarr_dir.chunk_maps(opened, manifest), options.checksums, options.mmap)
+    maps = zarr_dir.chunk_maps(opened, manifest)
+    reader = Reader(folder, maps, options.checksums, options.mmap, options.cache_nbytes)
     return Store(folder, opened, reader, manifest, options, samples)
 
 
@@ -186,13 +195,17 @@ class Store(Samples):
         fields: Sequence[str] | None = None,
         out: Mapping[str, NDArray[Any]] | None = None,
         *,
+        windows: Mapping[str, Window] | None = None,
+        threads: int = 1,
         view: bool = False,
     ) -> dict[str, NDArray[Any]]:
         """Samples as ``{field: array [len(index), *shape]}``, in the order asked for, native byte order.
 
         ``index``: a sequence, slice, range or bool mask; negatives count from the end. ``out``: arrays to
         read into, C-contiguous and of the right dtype; reusing them is up to four times faster than fresh
-        ones. ``view``: read-only views into the file instead, for adjoining samples of one raw chunk.
+        ones. ``windows``: by field, the part of each sample to read. ``threads``: that copy or decode at
+        the same time, at most. ``view``: read-only views into the file instead, for adjoining samples of
+        one raw chunk.
 
         Raises IndexError, TypeError, RecipeError (unknown field, unfit ``out``), DamagedStoreError,
         StoreReplacedError.
@@ -205,8 +218,9 @@ class Store(Samples):
             return {name: self._view(name, numbers) for name in names}
         result = {}
         for name in names:
-            result[name] = self.target(name, len(numbers), out)
-            self.reader.read_field(name, numbers, result[name])
+            window = (windows or {}).get(name)
+            result[name] = self.target(name, len(numbers), out, window)
+            self.reader.read_field(name, numbers, result[name], window, threads)
         return result
 
     def _view(self, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
@@ -219,6 +233,21 @@ class Store(Samples):
                 "of one chunk, codec 'raw', native byte order and mmap=True"
             )
         return view
+
+    def will_need(self, index: Index, fields: Sequence[str] | None = None) -> None:
+        numbers = normalised_index(index, self.samples)
+        for name in self.chosen(fields):
+            self.reader.will_need(name, numbers)
+
+    def reserve(self, samples: int) -> None:
+        needed = self.reader.reserve(samples, RESERVED_NBYTES_MAX)
+        if needed > max(RESERVED_NBYTES_MAX, self.reader.cache_nbytes):
+            warnings.warn(
+                f"{self.path}: {samples} samples take {needed / 2**30:.1f} GiB decoded, more than is kept: "
+                "chunks will be decoded several times; shuffle in a smaller span, or open the store with "
+                f"cache_nbytes={needed}",
+                stacklevel=2,
+            )
 
     def first(self, samples: int) -> Store:
         """This store showing its first ``samples`` samples only."""

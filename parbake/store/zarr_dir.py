@@ -29,7 +29,7 @@ from parbake.store.layout import (
     FieldLayout,
     Layout,
 )
-from parbake.store.reader import OpenFolder
+from parbake.store.opened import OpenFolder
 from parbake.store.shard import scan_shard, shard_nbytes_min
 from parbake.store.statistics import ROWS, columns_of
 

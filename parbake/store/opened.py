@@ -1,0 +1,230 @@
+"""Open folders and files of a store: by descriptor, through maps or ``pread``, bounded in number."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import stat
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parbake.errors import StoreReplacedError
+from parbake.store.chunkmap import ChunkIndex
+from parbake.store.codecs import CodecError
+
+OPEN_FILES_MAX = 256  # in one process, over all stores; each costs a descriptor and a map
+
+
+class MappedFile:
+    """A file's bytes through a memory map. ``address``: of its first byte."""
+
+    def __init__(self, descriptor: int, nbytes: int) -> None:
+        self._map = mmap.mmap(descriptor, nbytes, access=mmap.ACCESS_READ)
+        self.data: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+        self.address: int = self.data.ctypes.data
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def get(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return self.data[start:stop]
+
+    def will_need(self, start: int, stop: int) -> None:
+        """Ask the kernel to begin reading bytes [start, stop)."""
+        first = start - start % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, first, stop - first)
+
+
+class PreadFile:
+    """A file's bytes through ``pread``, where a mapped file may vanish. Closes with its last reference."""
+
+    def __init__(self, descriptor: int, nbytes: int) -> None:
+        self._descriptor = descriptor
+        self.nbytes = nbytes
+
+    def get(self, start: int, stop: int) -> NDArray[np.uint8]:
+        found = os.pread(self._descriptor, stop - start, start)
+        if len(found) != stop - start:
+            raise CodecError(f"the file was cut while it was open: {len(found)} bytes of {stop - start} left")
+        return np.frombuffer(found, np.uint8)
+
+    def will_need(self, start: int, stop: int) -> None:
+        """Ask the kernel to begin reading bytes [start, stop)."""
+        os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+File: TypeAlias = MappedFile | PreadFile
+
+
+class Shard:
+    """One open shard. Its index is kept as lists: the hot path takes single numbers out of it."""
+
+    __slots__ = ("addresses", "admitted", "file", "is_open", "number", "starts", "stops")
+
+    def __init__(self, number: int, file: File, index: ChunkIndex, addresses: ChunkAddresses) -> None:
+        self.number = number
+        self.file = file
+        self.starts: list[int] = index.offset.tolist()
+        self.stops: list[int] = (index.offset + index.nbytes).tolist()
+        self.admitted = bytearray(len(self.starts))  # chunks that this process has found to be right
+        self.addresses = addresses
+        self.is_open = False  # among the open ones
+
+
+class OpenShards:
+    """The shards that this process has open, least recently used first out."""
+
+    def __init__(self) -> None:
+        self._shards: OrderedDict[tuple[int, str, int], Shard] = OrderedDict()
+        self._renew_lock()
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        # new in a forked child: another thread may have held it. Reentrant: the garbage collector may end
+        # another reader, which drops its shards, in the thread that holds it
+        self.lock = threading.RLock()
+
+    def get(self, key: tuple[int, str, int]) -> Shard | None:
+        with self.lock:
+            shard = self._shards.get(key)
+            if shard is not None:
+                self._shards.move_to_end(key)
+            return shard
+
+    def put(self, key: tuple[int, str, int], shard: Shard) -> Shard:
+        """The shard that is open under ``key`` now: another thread may have been faster."""
+        with self.lock:
+            shard = self._shards.setdefault(key, shard)
+            shard.is_open = True
+            while len(self._shards) > OPEN_FILES_MAX:
+                self._end(next(iter(self._shards)))
+            return shard
+
+    def drop(self, reader: int) -> None:
+        with self.lock:
+            for key in list(self._shards):
+                if key[0] == reader:
+                    self._end(key)
+
+    def _end(self, key: tuple[int, str, int]) -> None:
+        shard = self._shards.pop(key)
+        shard.is_open = False
+        shard.addresses.forget(shard)
+
+
+open_shards = OpenShards()
+
+
+class ChunkAddresses:
+    """Where in memory the checked chunks of one field's mapped shards lie; 0: not known.
+
+    Only of open shards, which are held as long as their addresses are known: no address outlives its map.
+    """
+
+    def __init__(self, chunks: int, chunks_per_shard: int) -> None:
+        self._chunks, self._chunks_per_shard = chunks, chunks_per_shard
+        self._held: dict[int, Shard] = {}
+
+    @cached_property
+    def _table(self) -> NDArray[np.int64]:
+        return np.zeros(self._chunks, np.int64)  # its pages are touched as they are used
+
+    def lookup(self, chunks: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[Shard, ...]]:
+        """The addresses of ``chunks``, and what must be kept for as long as they are used."""
+        with open_shards.lock:
+            return self._table[chunks], tuple(self._held.values())
+
+    def put(self, chunk: int, shard: Shard, address: int) -> None:
+        """Note where a chunk of ``shard`` lies, if that is still open."""
+        with open_shards.lock:
+            if shard.is_open:
+                self._held[shard.number] = shard
+                self._table[chunk] = address
+
+    def forget(self, shard: Shard) -> None:
+        """Of a shard that is no longer open; the lock of the open ones is held."""
+        if shard.number in self._held:
+            first = shard.number * self._chunks_per_shard
+            self._table[first : first + self._chunks_per_shard] = 0
+            del self._held[shard.number]
+
+
+class OpenFolder:
+    """A store's folder, held open: its files stay reachable when another folder takes its path."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self._descriptor = -1
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # file systems without locks; says "being read" to who clears
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    @property
+    def descriptor(self) -> int:
+        """Raises ValueError when closed."""
+        if self._descriptor < 0:
+            raise ValueError(f"{self.path}: the store is closed")
+        return self._descriptor
+
+    def open(self, name: str) -> int:
+        """A descriptor of a plain file below, following no link.
+
+        Raises FileNotFoundError, CodecError, StoreReplacedError.
+        """
+        try:
+            return open_beneath(self.descriptor, name)
+        except FileNotFoundError:
+            self._raise_if_replaced()
+            raise
+
+    def _raise_if_replaced(self) -> None:
+        held = os.fstat(self.descriptor)
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            raise StoreReplacedError(f"{self.path}: the store was removed while it was open") from None
+        if (held.st_dev, held.st_ino) != (now.st_dev, now.st_ino):
+            raise StoreReplacedError(f"{self.path}: the store was baked again while it was open; reopen it")
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # the interpreter may be going down
+            self.close()
+
+
+def open_beneath(folder: int, name: str) -> int:
+    """Open a file for reading below an open directory, following no link. Raises CodecError."""
+    parts = name.split("/")
+    for depth in range(1, len(parts)):
+        inner = "/".join(parts[:depth])
+        if not stat.S_ISDIR(os.stat(inner, dir_fd=folder, follow_symlinks=False).st_mode):
+            raise CodecError(f"{inner} is not a folder of the store")
+    try:
+        # non-blocking: a fifo would wait for somebody to write
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=folder)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise CodecError(f"{name} is not a plain file ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CodecError(f"{name} is not a plain file")
+    return descriptor
