@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from parbake.errors import RecipeError, StaleStoreError
+from parbake.loaders.crop import crop_of
+from parbake.loaders.order import checked_integer
 from parbake.loaders.samples import Tensors, owned, plain_rows, split
 from parbake.store.index import normalised_index
 from parbake.store.keys import Producer
@@ -28,7 +30,12 @@ class StoreDataset(Dataset[Any]):
     """The samples of a store as ``{field: tensor}``, or as tuples in the order of ``fields``.
 
     ``store``: an open store or the path of one; all that it shows is in the dataset. ``fields``: names,
-    default all. ``transform``: called with each sample. ``batch_transform``: called with a whole batch,
+    default all. ``crop``: ``{dimension: length}``, another random window of each sample whenever it is read,
+    the same in all fields that have the dimension, or ``{dimension: slice}``, the same part of every sample;
+    of raw fields only these bytes are read. Windows of a DataLoader are drawn from torch's random numbers,
+    those of ``loader`` and ``BatchLoader`` are determined by their seed, the epoch and the sample.
+    ``threads``: that read one batch together; default as many as there are cores, one in worker processes.
+    ``transform``: called with each sample. ``batch_transform``: called with a whole batch,
     ``{field: tensor [batch, *shape]}`` or a tuple of such tensors, before it is cut into samples; must
     keep axis 0. With both, ``batch_transform`` comes first. ``with_index``: adds the sample's number in
     the store, int64, as ``"index"`` or last in the tuple; transforms see it. ``expect``: the producer
@@ -48,6 +55,8 @@ class StoreDataset(Dataset[Any]):
         fields: Iterable[str] | str | None = None,
         *,
         as_tuple: bool = False,
+        crop: Mapping[str, int | slice] | None = None,
+        threads: int | None = None,
         transform: Callable[[Any], Any] | None = None,
         batch_transform: Callable[[Any], Any] | None = None,
         with_index: bool = False,
@@ -56,9 +65,12 @@ class StoreDataset(Dataset[Any]):
         self.store = _opened(store, expect)
         self.fields = _chosen(self.store, fields)
         self.as_tuple = as_tuple
+        self.threads = None if threads is None else checked_integer("threads", threads, 1, None)
+        self._crop = crop_of(self.store, self.fields, crop)
         self.transform = transform
         self.batch_transform = batch_transform
         self.with_index = with_index
+        self.shapes = {name: self._crop.shape(name, self.store.fields[name].shape) for name in self.fields}
         self._dtypes = {name: _torch_dtype(self.store, name) for name in self.fields}
         if with_index and not as_tuple and INDEX in self.fields:
             raise RecipeError(
@@ -77,7 +89,9 @@ class StoreDataset(Dataset[Any]):
                 f"{self.store.path}: a dataset is indexed by one integer, not by {type(index).__name__}; "
                 "many samples at once come from .store.read, parts of a dataset from torch's Subset"
             ) from None
-        [sample] = plain_rows(self._batch(normalised_index([number], len(self)), shared=False))
+        [sample] = plain_rows(
+            self._batch(normalised_index([number], len(self)), shared=False, draw=self._draw())
+        )
         return sample if self.transform is None else self.transform(sample)
 
     def __getitems__(self, indices: Sequence[int] | NDArray[Any] | Tensor) -> list[Any]:
@@ -88,18 +102,24 @@ class StoreDataset(Dataset[Any]):
             return []
         untransformed = self.transform is None and self.batch_transform is None
         # What a worker sends must lie in shared memory: reading it there saves the copy.
-        batch = self._batch(numbers, shared=untransformed and get_worker_info() is not None)
+        shared = untransformed and get_worker_info() is not None
+        batch = self._batch(numbers, shared=shared, draw=self._draw())
         if self.transform is None:
             return [*split(batch)]
         return [self.transform(sample) for sample in plain_rows(batch)]
 
-    def _batch(self, numbers: NDArray[np.int64], *, shared: bool) -> Tensors:
-        """Samples ``numbers``, each tensor [len(numbers), *shape], after the batch transform."""
+    def _batch(self, numbers: NDArray[np.int64], *, shared: bool, draw: int) -> Tensors:
+        """Samples ``numbers``, each tensor [len(numbers), *shape], after the batch transform.
+
+        ``draw`` determines where random windows lie.
+        """
         batch = {
-            name: _empty((len(numbers), *self.store.fields[name].shape), dtype, shared)
+            name: _empty((len(numbers), *self.shapes[name]), dtype, shared)
             for name, dtype in self._dtypes.items()
         }
-        self.store.read(numbers, self.fields, {name: tensor.numpy() for name, tensor in batch.items()})
+        arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+        windows = self._crop.windows(numbers, draw)
+        self.store.read(numbers, self.fields, arrays, windows=windows, threads=self._threads())
         values = [*batch.values(), torch.from_numpy(numbers)] if self.with_index else [*batch.values()]
         names = [*batch, INDEX] if self.with_index else [*batch]
         tensors: Tensors = tuple(values) if self.as_tuple else dict(zip(names, values, strict=True))
@@ -108,9 +128,18 @@ class StoreDataset(Dataset[Any]):
         given = dict(tensors) if isinstance(tensors, dict) else tensors  # the transform may change its dict
         return owned(_checked(self.batch_transform(tensors), len(numbers)), given)
 
+    def _draw(self) -> int:
+        """A number from torch's generator, which DataLoader seeds in each worker and epoch."""
+        return int(torch.randint(2**62, ())) if self._crop.start is None else 0
+
+    def _threads(self) -> int:
+        if self.threads is not None:
+            return self.threads
+        return 1 if get_worker_info() is not None else os.cpu_count() or 1
+
     def __repr__(self) -> str:
         fields = ", ".join(
-            f"{name} {list(self.store.fields[name].shape)} {str(dtype).removeprefix('torch.')}"
+            f"{name} {list(self.shapes[name])} {str(dtype).removeprefix('torch.')}"
             for name, dtype in self._dtypes.items()
         )
         return f"<parbake.StoreDataset {str(self.store.path)!r}: {len(self)} samples; {fields}>"

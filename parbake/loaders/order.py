@@ -280,6 +280,16 @@ def _within(positions: NDArray[np.integer] | Sequence[int], n: int) -> NDArray[n
     return indices
 
 
+def window_starts(samples: NDArray[np.int64], choices: int, draw: int) -> NDArray[np.int64]:
+    """Where a window begins in each of ``samples``: int64 in range(choices), uniform, set by ``draw``."""
+    keys = _keys("windows", draw, 0)
+    high = _mixed_tweak(samples, keys[0])
+    low = _hashed(high ^ keys[1])
+    both = (high.astype(np.uint64) << np.uint64(32)) | low
+    starts: NDArray[np.int64] = (both % np.uint64(choices)).astype(np.int64)
+    return starts
+
+
 # ---- the keyed bijection
 
 
