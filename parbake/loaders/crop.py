@@ -64,6 +64,6 @@ def crop_of(store: Samples, fields: Sequence[str], crop: Mapping[str, int | slic
     start, stop, step = part.indices(size)
     if step != 1 or stop <= start:
         raise RecipeError(
-            f"crop={crop!r}: of {size} elements this is no window; steps are 1, ends beyond the start"
+            f"crop={crop!r}: no window of {size} elements; the step is 1, the end beyond the start"
         )
     return Crop(axes, size, stop - start, start)

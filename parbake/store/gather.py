@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_PIECE_NBYTES = 1 << 20  # copied twice, the second time out of the cache
+_PIECE_NBYTES = 1 << 17  # copied twice, the second time out of the cache
 
 
 class _Span:
@@ -34,8 +34,9 @@ def gather(
     nbytes = rows.shape[1]
     elements = rows.view(np.dtype((np.void, nbytes))).reshape(-1)
     step = max(1, _PIECE_NBYTES // nbytes)
+    lowest, highest = int(addresses.min()), int(addresses.max())
+    span: NDArray[Any] = np.asarray(_Span(lowest, highest - lowest + 1, nbytes))
+    offsets = addresses - lowest
     for start in range(0, len(addresses), step):
         part = slice(start, start + step)
-        lowest, highest = int(addresses[part].min()), int(addresses[part].max())
-        span: NDArray[Any] = np.asarray(_Span(lowest, highest - lowest + 1, nbytes))
-        elements[part if places is None else places[part]] = span[addresses[part] - lowest]
+        elements[part if places is None else places[part]] = span[offsets[part]]

@@ -71,6 +71,7 @@ class Reader:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._decoded: dict[str, DecodedChunks] = {}
+        self._asked: dict[str, NDArray[np.bool_]] = {}  # chunks that the kernel was asked for
 
     def close(self) -> None:
         """Release the files and the folder; views handed out stay valid."""
@@ -99,6 +100,7 @@ class Reader:
             return
         if self._process != os.getpid():
             self._begin()
+        self.will_need(name, index)
         threads = min(threads, 1 + out.nbytes // _THREAD_NBYTES)
         if window is not None:
             self._read_windows(field, index, out, window, threads)
@@ -123,16 +125,22 @@ class Reader:
     def will_need(self, name: str, index: NDArray[np.int64]) -> None:
         """Ask the kernel to begin reading samples that are about to be read.
 
-        Does nothing where all was read before and no page had to come from the disk in this thread lately.
+        Once in a process, and again when pages had to come from the disk lately.
         """
         field = self.maps[name]
+        chunks = index // field.layout.chunk_samples
+        if name not in self._asked:
+            self._asked[name] = np.zeros(field.chunks, np.bool_)  # its pages are touched as they are used
+        asked = self._asked[name]
         faults = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
-        cold = faults != getattr(self._local, "faults", faults)
+        if faults == getattr(self._local, "faults", faults):
+            chunks = chunks[~asked[chunks]]
         self._local.faults = faults
-        for chunk in np.unique(index // field.layout.chunk_samples).tolist():
+        asked[chunks] = True
+        for chunk in np.unique(chunks).tolist():
             number, entry = divmod(chunk, field.layout.chunks_per_shard)
             shard = self._shard(field, number)
-            if (cold or not shard.admitted[entry]) and shard.starts[entry] != MISSING:
+            if shard.starts[entry] != MISSING:
                 shard.file.will_need(shard.starts[entry], shard.stops[entry])
 
     def view(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
@@ -210,9 +218,9 @@ class Reader:
         chunks, within = np.divmod(index, field.layout.chunk_samples)
         known = self._addresses[field.name]
         addresses, kept = known.lookup(chunks)
-        unknown = np.flatnonzero(addresses == 0)
         touched = []  # maps must outlive the copy
-        if len(unknown):
+        if not addresses.all():
+            unknown = np.flatnonzero(addresses == 0)
             fresh, inverse = np.unique(chunks[unknown], return_inverse=True)
             found = np.empty(len(fresh), np.int64)
             for i, chunk in enumerate(fresh.tolist()):
