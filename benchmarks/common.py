@@ -46,6 +46,29 @@ class Tones:
         return {"x": x[first : first + stop - start], "y": y[first : first + stop - start]}
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """``samples`` random walks v, float32 [256]."""
+
+    samples: int = 1_000_000
+    batch_size: int = 8_192
+    name = "vectors"
+    version = 1
+
+    def schema(self) -> Mapping[str, Field]:
+        return {"v": Field((256,), "float32", ("step",))}
+
+    def invalidation_keys(self) -> Mapping[str, object]:
+        return {}
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def produce(self, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        steps = np.random.default_rng(start).standard_normal((stop - start, 256), np.float32)
+        return {"v": steps.cumsum(axis=1, dtype=np.float32)}
+
+
 @functools.cache
 def _pool(length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """512 tones, MIDI notes 21 to 127 at random levels, at 44.1 kHz, and a soft clipper's answer."""
