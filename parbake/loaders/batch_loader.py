@@ -19,7 +19,7 @@ from parbake.errors import ParbakeError
 from parbake.loaders.batches import batch_nbytes, mapped, read_leased
 from parbake.loaders.epochs import Epoch, EpochLoader, Epochs, Numbers
 from parbake.loaders.order import checked_integer
-from parbake.loaders.slots import HELD, Slots
+from parbake.loaders.slots import HELD, Memory, Slots
 
 if TYPE_CHECKING:
     from parbake.loaders.dataset import StoreDataset
@@ -35,11 +35,11 @@ class BatchLoader(EpochLoader):
     slots are held, batches take fresh memory, which is said once.
 
     ``shuffle``: a full permutation, from ``seed`` and the epoch. ``sampler``: a BlockShuffle, which also
-    brings the share of a rank, or any iterable of sample numbers. ``threads``: reading releases Python's lock,
-    so one is enough unless decoding limits; transforms that are written in Python gain nothing from more.
-    ``prefetch``: batches read ahead, at least one a thread. ``device``: where batches are to be. For a CUDA
-    device slots are pinned, and copied on a stream of their own while the loop computes; that path has not
-    been tested on a GPU yet. For others batches are moved in the thread; "cpu" and None give the slots.
+    brings the share of a rank, or any iterable of sample numbers. ``threads``: one is enough unless decoding
+    limits; transforms that are written in Python gain nothing from more. ``prefetch``: batches read ahead,
+    at least one a thread. ``device``: where batches are to be. For a CUDA device slots are pinned, and
+    copied on a stream of their own while the loop computes; that path has not been tested on a GPU yet. For
+    other devices the thread moves each batch; "cpu" and None give the slots.
 
     Errors arrive in the loop as they were raised, with a note of the samples; the iterator can go on with
     the batch after. ``close``, or leaving the context, ends the threads and never waits for one. In a forked
@@ -68,19 +68,25 @@ class BatchLoader(EpochLoader):
         self._device = torch.device("cpu" if device is None else device)
         self._closed = False
         self._pool: _Pool | None = None
-        self._slots: Slots | None = None
+        self._spare: deque[Slots] = deque(maxlen=1)  # from an iteration to the next
 
     def __iter__(self) -> Iterator[Any]:
         if self._closed:
             raise _closed()
-        if self._pool is None or self._slots is None or self._pool.pid != os.getpid():
-            pinned = self._device.type == "cuda"
-            nbytes = batch_nbytes(self.dataset, self.batch_size)
-            self._slots = Slots(self._ahead + HELD, nbytes, "pinned" if pinned else "private")
+        if self._pool is None or self._pool.pid != os.getpid():
             self._pool = _Pool(self._threads)
+            self._spare = deque(maxlen=1)  # threads that a fork left behind may hold slots
+        slots = self._spare.pop() if self._spare else self._new_slots()
         epoch = self._epochs.begin()
-        read = functools.partial(_read, self.dataset, self._slots, self._device, epoch.draw)
-        return _Threaded(self._pool, self._epochs, epoch, read, self._ahead)
+        read = functools.partial(_read, self.dataset, slots, self._device, epoch.draw)
+        iteration = _Threaded(self._pool, self._epochs, epoch, read, self._ahead)
+        iteration.end = weakref.finalize(iteration, self._spare.append, slots)
+        iteration.end.atexit = False
+        return iteration
+
+    def _new_slots(self) -> Slots:
+        memory: Memory = "pinned" if self._device.type == "cuda" else "private"
+        return Slots(self._ahead + HELD, batch_nbytes(self.dataset, self.batch_size), memory)
 
     def close(self) -> None:
         """End the threads as soon as they are done with their batch; iterations raise ParbakeError."""
@@ -115,7 +121,7 @@ def _read(dataset: StoreDataset, slots: Slots, device: torch.device, draw: int, 
 
 @functools.cache
 def _side_stream(device: torch.device) -> Any:
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
@@ -142,6 +148,7 @@ class _Threaded(Iterator[Any]):
         self, pool: _Pool, epochs: Epochs, epoch: Epoch, read: Callable[[Numbers], Any], ahead: int
     ) -> None:
         self._pool, self._epochs, self._epoch, self._read, self._ahead = pool, epochs, epoch, read, ahead
+        self.end: Callable[[], object] = lambda: None
         self._jobs: deque[_Job] = deque()
         self._fill()
 
@@ -157,6 +164,7 @@ class _Threaded(Iterator[Any]):
         if self._pool.is_closed:
             raise _closed()
         if not self._jobs:
+            self.end()
             raise StopIteration
         job = self._jobs.popleft()
         self._fill()

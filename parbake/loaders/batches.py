@@ -17,9 +17,8 @@ from parbake.loaders.slots import Allocator, Arena, Place, Slots, aligned, priva
 if TYPE_CHECKING:  # which imports this module
     from parbake.loaders.dataset import StoreDataset
 
-_GROWTH = (
-    8  # room for what transforms make of a batch: float64 of bytes; pages that are not used cost nothing
-)
+# Room for what transforms make of a batch: float64 of bytes. Pages that are not used cost nothing.
+_GROWTH = 8
 
 
 def read_batch(dataset: StoreDataset, numbers: Numbers, draw: int, read: Allocator, out: Arena | None) -> Any:
@@ -60,7 +59,7 @@ def _imagined(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _collated(samples: Sequence[Any], out: Arena | None) -> Any:
+def _collated(samples: list[Any], out: Arena | None) -> Any:
     if out is None:
         return default_collate(samples)
 
@@ -70,7 +69,8 @@ def _collated(samples: Sequence[Any], out: Arena | None) -> Any:
             place = out.place((len(tensors), *tensors[0].shape), tensors[0].dtype)
             if place is not None:
                 return torch.stack(list(tensors), out=out.tensor(place))
-        return collate_tensor_fn(tensors, collate_fn_map=collate_fn_map)
+        ordinary: Tensor = collate_tensor_fn(tensors, collate_fn_map=collate_fn_map)
+        return ordinary
 
     return collate(samples, collate_fn_map={**default_collate_fn_map, Tensor: stacked})
 

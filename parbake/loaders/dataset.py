@@ -114,7 +114,7 @@ class StoreDataset(Dataset[Any]):
         worker_init_fn: Callable[[int], None] | None = None,
         timeout: float = 0,
     ) -> SharedLoader:
-        """Batches as ``DataLoader(self, batch_size, ...)`` gives them, many times faster: see SharedLoader."""
+        """Batches as ``DataLoader(self, batch_size, ...)`` gives them, but faster: see SharedLoader."""
         from parbake.loaders.shared_loader import SharedLoader, Workers
 
         workers = Workers(

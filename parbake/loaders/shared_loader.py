@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import os
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +68,7 @@ class Workers:
             batch_size=None,
             sampler=tasks,
             num_workers=self.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # one answer, not a list
             timeout=self.timeout,
             worker_init_fn=self.worker_init_fn,
             multiprocessing_context=self.multiprocessing_context,
@@ -100,14 +101,13 @@ class SharedLoader(EpochLoader):
         super().__init__(dataset, epochs)
         self._workers = workers
         self._crew: _Crew | None = None
-        self._slots: Slots | None = None  # of a loader without workers
+        self._spare: deque[Slots] = deque(maxlen=1)  # without workers: from an iteration to the next
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self._epochs.begin()
         if not self._workers.num_workers:
-            if self._slots is None:
-                self._slots = Slots(HELD, batch_nbytes(self.dataset, self.batch_size), "private")
-            return _ReadHere(self.dataset, self._slots, self._epochs, epoch)
+            slots = self._spare.pop() if self._spare else self._new_slots()
+            return _ReadHere(self.dataset, slots, self._spare, self._epochs, epoch)
         if self._crew is not None and not self._crew.is_usable():
             if self._crew.belongs_elsewhere():
                 _copies.append(self._crew)
@@ -119,15 +119,25 @@ class SharedLoader(EpochLoader):
             crew = _Crew(self.dataset, self.batch_size, self._workers)
         return crew.begin(self._epochs, epoch)
 
+    def _new_slots(self) -> Slots:
+        return Slots(HELD, batch_nbytes(self.dataset, self.batch_size), "private")
+
 
 class _ReadHere(Iterator[Any]):
     """An iteration without workers."""
 
-    def __init__(self, dataset: StoreDataset, slots: Slots, epochs: Epochs, epoch: Epoch) -> None:
+    def __init__(
+        self, dataset: StoreDataset, slots: Slots, spare: deque[Slots], epochs: Epochs, epoch: Epoch
+    ) -> None:
         self._dataset, self._slots, self._epochs, self._epoch = dataset, slots, epochs, epoch
+        self._end = weakref.finalize(self, spare.append, slots)
+        self._end.atexit = False
 
     def __next__(self) -> Any:
-        numbers = next(self._epoch.batches)
+        numbers = next(self._epoch.batches, None)
+        if numbers is None:
+            self._end()
+            raise StopIteration
         read = functools.partial(read_leased, self._dataset, numbers, self._epoch.draw, self._slots)
         return self._epochs.deliver(self._epoch, numbers, read)
 
@@ -215,7 +225,7 @@ def _sendable_error() -> ExceptionWrapper:
     """The exception being handled, for another process; a class that has no name there as RuntimeError."""
     worker = get_worker_info()
     where = f"in loader worker process {worker.id if worker else 0}"
-    error = ExceptionWrapper(where=where)
+    error = ExceptionWrapper(where=where)  # type: ignore[no-untyped-call]
     try:
         ForkingPickler.dumps(error)
     except Exception:
@@ -276,7 +286,7 @@ class _Crew:
         if answer.error is not None:
             if task.slot is not None:
                 self._slots.give_back(task.slot)
-            answer.error.reraise()
+            answer.error.reraise()  # type: ignore[no-untyped-call]
         return answer.value if task.slot is None else unpacked(answer.value, self._slots.lease(task.slot))
 
 
