@@ -189,9 +189,10 @@ def test_loops_that_hold_their_last_batch_find_slots(ds: StoreDataset, make: Mak
             assert len(batch) == 5
     for one, other in zip(loader, loader, strict=True):
         assert one.keys() == other.keys()
+    del one, other
     for _ in range(3):
-        for _ in zip(loader, range(2), strict=False):  # left early
-            pass
+        for pair in zip(loader, range(2), strict=False):  # left early
+            assert len(pair) == 2
 
 
 @every_kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import warnings
@@ -51,7 +52,7 @@ def test_tensors_lie_side_by_side_each_in_a_storage_of_its_own(
         assert not tensor._is_view()
         assert place.offset % ALIGNMENT == 0
         stretches.append((place.offset, place.offset + place.nbytes))
-    for (_, stop), (start, _) in zip(stretches, stretches[1:], strict=False):
+    for (_, stop), (start, _) in itertools.pairwise(stretches):
         assert stop <= start
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 Memory: TypeAlias = Literal["private", "shared", "pinned"]
 Allocator: TypeAlias = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
-HELD = 3  # batches that a loop holds: its last, the one it is given, and one to spare
+HELD = 4  # batches that a loop holds: its last, the one it is given, and two to spare, free until touched
 ALIGNMENT = 64  # bytes, of every tensor: a cache line, and what vector instructions ask for
 _PAGE = 4096
 
