@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -60,14 +61,21 @@ def ordinary(dataset: StoreDataset, batch_size: int, **options: Any) -> list[Any
 
 
 def shared_files() -> set[str]:
-    """What torch and multiprocessing leave in /dev/shm; other things there are not ours."""
-    shm = Path("/dev/shm")
-    found = [file.name for file in shm.iterdir()] if shm.is_dir() else []
-    return {name for name in found if name.startswith(("torch_", "sem.", "parbake"))}
+    """What this process, and those that have ended, have of torch's files in /dev/shm."""
+    named = [re.fullmatch(r"torch_(\d+)_.*", name) for name in os.listdir("/dev/shm")]
+    return {name[0] for name in named if name and (int(name[1]) == os.getpid() or not _lives(int(name[1])))}
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def held() -> tuple[int, int, int, int]:
     """Descriptors, maps of slots, child processes and threads of ours that this process has."""
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":  # of queues that torch has closed: the last closes a pipe
+            thread.join(10)
     gc.collect()
     maps = Path("/proc/self/maps").read_text().count("parbake-slots")
     threads = sum(thread.name.startswith("parbake-batches") for thread in threading.enumerate())

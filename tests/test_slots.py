@@ -148,7 +148,7 @@ def test_a_clone_holds_no_slot() -> None:
     clone = slots.lease(0).empty((5,), torch.float32).clone()
     taken = [slots.take(), slots.take()]
     assert clone.shape == (5,)
-    assert taken == [0, 0]  # once of the ring, once of the lease
+    assert taken == [0, 0]  # as it was never taken: of the lease, and of the beginning
 
 
 def test_memory_outlives_its_slots() -> None:

@@ -19,7 +19,7 @@ from functools import cached_property
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -40,6 +40,8 @@ from parbake.loaders.slots import HELD, SlotMemory, Slots, private_empty, shared
 if TYPE_CHECKING:  # which imports this module
     from parbake.loaders.dataset import StoreDataset
 
+
+_Held = TypeVar("_Held")
 
 _copies: list[_Crew] = []  # made by forks, and kept: torch's iterators would end the original's workers
 
@@ -243,7 +245,8 @@ class _Crew:
         under_way = workers.num_workers * workers.prefetch_factor
         self._slots = Slots(under_way + HELD, batch_nbytes(dataset, batch_size), "shared")
         self._tasks = _Tasks(self._slots)
-        self._torch = workers.loader(_Filler(dataset, self._slots.memory, batch_size), self._tasks)
+        filler = _Filler(dataset, self._slots.memory, batch_size)
+        self._torch = _let_go_with(self, workers.loader(filler, self._tasks))
         self._stay = workers.persistent_workers
         self._processes: set[BaseProcess] = set()
         self._iteration: Callable[[], _Received | None] = lambda: None
@@ -271,7 +274,7 @@ class _Crew:
         self._tasks.epoch = epoch
         before = set(multiprocessing.active_children())
         self.broken = True  # unless all goes well
-        answers = iter(self._torch)
+        answers = iter(self._torch[0])
         self.broken = False
         self._processes = set(multiprocessing.active_children()) - before or self._processes
         iteration = _Received(self, answers, epochs, epoch)
@@ -290,25 +293,36 @@ class _Crew:
         return answer.value if task.slot is None else unpacked(answer.value, self._slots.lease(task.slot))
 
 
+def _let_go_with(owner: object, held: _Held) -> list[_Held]:
+    """``held``, in a list that is emptied when ``owner`` has died.
+
+    In a circle of garbage, as an error that is kept makes one, torch's iterator would find its queues closed
+    and wait five seconds for each worker. Held from here as well, it is no part of the circle.
+    """
+    box = [held]
+    weakref.finalize(owner, box.clear).atexit = False
+    return box
+
+
 class _Received(Iterator[Any]):
     """An iteration with workers."""
 
     def __init__(self, crew: _Crew, answers: Iterator[_Answer], epochs: Epochs, epoch: Epoch) -> None:
         self._crew, self._epochs, self._epoch = crew, epochs, epoch
-        self._answers: Iterator[_Answer] | None = answers
+        self._answers = _let_go_with(self, answers)  # empty when this has ended
 
     @property
     def ended(self) -> bool:
-        return self._answers is None
+        return not self._answers
 
     def __next__(self) -> Any:
-        if self._answers is None:
+        if self.ended:
             raise StopIteration
         try:
-            answer = next(self._answers)
+            answer = next(self._answers[0])
         except BaseException as error:
             self._crew.broken = not isinstance(error, StopIteration)
-            self._answers = None
+            self._answers.clear()
             raise
         task = self._crew.task_of(answer)
         return self._epochs.deliver(

@@ -161,6 +161,12 @@ class SlotMemory:
         return self.segment.view(slot * self.slot_nbytes, self.slot_nbytes)
 
 
+class _Lease(weakref.ref[NDArray[np.uint8]]):
+    """Calls back when the memory of a slot has died; that is C code alone, so no signal can interrupt it."""
+
+    slot: int
+
+
 class Slots:
     """``count`` slots of at least ``slot_nbytes``, and which of them are free.
 
@@ -173,14 +179,17 @@ class Slots:
         self.count = count
         self.memory = SlotMemory(Segment(count * slot_nbytes, memory), slot_nbytes)
         self._free = deque(range(count))
+        self._returned: deque[_Lease] = deque()
+        self._leases: dict[int, _Lease] = {}  # a reference that is not held itself calls nobody
         self._told = False
 
     def take(self) -> int | None:
         """A free slot, the one used last if possible: it may still be in the cache. None if there is none."""
-        try:
+        with contextlib.suppress(IndexError):
+            return self._returned.pop().slot
+        with contextlib.suppress(IndexError):
             return self._free.pop()
-        except IndexError:
-            return None
+        return None
 
     def give_back(self, slot: int) -> None:
         """Free a slot that was taken, but neither leased nor still being filled."""
@@ -189,7 +198,8 @@ class Slots:
     def lease(self, slot: int) -> Arena:
         """A taken slot, to make tensors of; it is free again when the last of them has died."""
         memory = self.memory.view(slot)
-        weakref.finalize(memory, self._free.append, slot).atexit = False
+        lease = self._leases[slot] = _Lease(memory, self._returned.append)
+        lease.slot = slot
         return Arena(memory)
 
     def leased(self) -> Arena | None:
