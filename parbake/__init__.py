@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _H
     from parbake.producers.executors import process_pool  # noqa: F401
     from parbake.producers.function import from_function  # noqa: F401
     from parbake.producers.reporting import Progress  # noqa: F401
+    from parbake.store.concatenated import Concatenated, concatenated  # noqa: F401
     from parbake.store.keys import Change, Freshness, Keys, Producer  # noqa: F401
     from parbake.store.layout import Coord, Field  # noqa: F401
     from parbake.store.samples import FieldArray, Samples  # noqa: F401
@@ -33,6 +34,7 @@ _HOMES = {
     "parbake.producers.dry_run": ("DryRun", "dry_run"),
     "parbake.producers.executors": ("process_pool",),
     "parbake.producers.function": ("from_function",),
+    "parbake.store.concatenated": ("Concatenated", "concatenated"),
     "parbake.store.keys": ("Change", "Freshness", "Keys", "Producer"),
     "parbake.store.layout": ("Coord", "Field"),
     "parbake.store.samples": ("FieldArray", "Samples"),

@@ -164,7 +164,7 @@ def _described(samples: StoreDataset | int) -> tuple[int, int | None, str | None
     if isinstance(store := getattr(samples, "store", None), Samples):
         layouts = [store.fields[name].layout for name in samples.fields]  # type: ignore[union-attr]
         chunk = max((layout.chunk_samples for layout in layouts if not layout.is_scalar), default=1)
-        return len(samples), chunk, getattr(store, "digest", None)  # type: ignore[arg-type]
+        return len(samples), chunk, store.digest  # type: ignore[arg-type]
     try:
         return operator.index(samples), None, None  # type: ignore[arg-type]
     except TypeError:

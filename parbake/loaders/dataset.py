@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from parbake.errors import RecipeError, StaleStoreError
 from parbake.loaders.samples import Tensors, owned, plain_rows, split
+from parbake.store.concatenated import Part, concatenated
 from parbake.store.keys import Producer
 from parbake.store.reader import normalised_index
 from parbake.store.samples import Samples
@@ -27,8 +28,9 @@ INDEX = "index"  # the key of a sample's number in the store
 class StoreDataset(Dataset[Any]):
     """The samples of a store as ``{field: tensor}``, or as tuples in the order of ``fields``.
 
-    ``store``: an open store or the path of one; all that it shows is in the dataset. ``fields``: names,
-    default all. ``transform``: called with each sample. ``batch_transform``: called with a whole batch,
+    ``store``: an open store, the path of one, or a list of these, whose samples then come one after the
+    other (see ``concatenated``); all that it shows is in the dataset. ``fields``: names, default all.
+    ``transform``: called with each sample. ``batch_transform``: called with a whole batch,
     ``{field: tensor [batch, *shape]}`` or a tuple of such tensors, before it is cut into samples; must
     keep axis 0. With both, ``batch_transform`` comes first. ``with_index``: adds the sample's number in
     the store, int64, as ``"index"`` or last in the tuple; transforms see it. ``expect``: the producer
@@ -44,7 +46,7 @@ class StoreDataset(Dataset[Any]):
 
     def __init__(
         self,
-        store: Samples | str | os.PathLike[str],
+        store: Part | Sequence[Part],
         fields: Iterable[str] | str | None = None,
         *,
         as_tuple: bool = False,
@@ -53,8 +55,9 @@ class StoreDataset(Dataset[Any]):
         with_index: bool = False,
         expect: Producer | None = None,
     ) -> None:
-        self.store = _opened(store, expect)
-        self.fields = _chosen(self.store, fields)
+        names = (fields,) if isinstance(fields, str) else None if fields is None else tuple(fields)
+        self.store = _opened(store, names, expect)
+        self.fields = _chosen(self.store, names)
         self.as_tuple = as_tuple
         self.transform = transform
         self.batch_transform = batch_transform
@@ -116,11 +119,15 @@ class StoreDataset(Dataset[Any]):
         return f"<parbake.StoreDataset {str(self.store.path)!r}: {len(self)} samples; {fields}>"
 
 
-def _opened(store: Samples | str | os.PathLike[str], expect: Producer | None) -> Samples:
+def _opened(store: Part | Sequence[Part], names: Sequence[str] | None, expect: Producer | None) -> Samples:
     if isinstance(store, str | os.PathLike):
         return open_store(store, expect=expect)
+    if isinstance(store, list | tuple):
+        store = concatenated(store, names)
     if not isinstance(store, Samples):
-        raise RecipeError(f"StoreDataset takes an open store or a path, not {type(store).__name__}")
+        raise RecipeError(
+            f"StoreDataset takes an open store or a path, not {type(store).__name__}; several as a list"
+        )
     if expect is None:
         return store
     freshness = store.freshness(expect)
@@ -129,8 +136,8 @@ def _opened(store: Samples | str | os.PathLike[str], expect: Producer | None) ->
     return store.first(min(len(expect), store.samples))
 
 
-def _chosen(store: Samples, fields: Iterable[str] | str | None) -> tuple[str, ...]:
-    names = tuple(store.fields) if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
+def _chosen(store: Samples, fields: Sequence[str] | None) -> tuple[str, ...]:
+    names = tuple(store.fields) if fields is None else tuple(fields)
     for name in names:
         if name not in store.fields:
             raise RecipeError(f"{store.path}: no field {name!r}; there are {', '.join(store.fields)}")
