@@ -176,22 +176,25 @@ def _common_field(parts: Sequence[Samples], name: str) -> StoredField:
     for part in parts:
         part.chosen((name,))
     first = parts[0].fields[name]
-    for part in parts[1:]:
+    units_part = next((part for part in parts if part.fields[name].units), parts[0])
+    units = units_part.fields[name].units
+    for part in parts:
         field = part.fields[name]
-        for what, one, other in (
-            ("shape", first.shape, field.shape),
-            ("dtype", first.dtype.newbyteorder("="), field.dtype.newbyteorder("=")),
-            ("dims", first.dims, field.dims),
-            ("units", first.units or field.units, field.units or first.units),
+        for what, said, one, other in (
+            ("shape", parts[0], first.shape, field.shape),
+            ("dtype", parts[0], first.dtype.newbyteorder("="), field.dtype.newbyteorder("=")),
+            ("dims", parts[0], first.dims, field.dims),
+            ("units", units_part, units, field.units or units),
         ):
             if one != other:
                 raise RecipeError(
-                    f"field {name!r}: {what} {one} in {parts[0].path}, {other} in {part.path}; "
+                    f"field {name!r}: {what} {one} in {said.path}, {other} in {part.path}; "
                     "only fields that agree can be concatenated"
                 )
     chunk_samples = max(part.fields[name].layout.chunk_samples for part in parts)
     dtype = first.dtype.newbyteorder("=").str
-    return replace(first, layout=replace(first.layout, dtype=dtype, chunk_samples=chunk_samples))
+    layout = replace(first.layout, dtype=dtype, chunk_samples=chunk_samples)
+    return replace(first, units=units, layout=layout)
 
 
 def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
