@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,12 +15,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from parbake.errors import RecipeError, StaleStoreError
+from parbake.loaders.epochs import Epochs
 from parbake.loaders.samples import Tensors, owned, plain_rows, split
+from parbake.loaders.slots import Allocator, private_empty, shared_empty
 from parbake.store.concatenated import Part, concatenated
 from parbake.store.keys import Producer
 from parbake.store.reader import normalised_index
 from parbake.store.samples import Samples
 from parbake.store.store import open_store
+
+if TYPE_CHECKING:
+    from parbake.loaders.shared_loader import SharedLoader
 
 INDEX = "index"  # the key of a sample's number in the store
 
@@ -80,7 +85,7 @@ class StoreDataset(Dataset[Any]):
                 f"{self.store.path}: a dataset is indexed by one integer, not by {type(index).__name__}; "
                 "many samples at once come from .store.read, parts of a dataset from torch's Subset"
             ) from None
-        [sample] = plain_rows(self._batch(normalised_index([number], len(self)), shared=False))
+        [sample] = plain_rows(self._batch(normalised_index([number], len(self)), private_empty))
         return sample if self.transform is None else self.transform(sample)
 
     def __getitems__(self, indices: Sequence[int] | NDArray[Any] | Tensor) -> list[Any]:
@@ -91,25 +96,59 @@ class StoreDataset(Dataset[Any]):
             return []
         untransformed = self.transform is None and self.batch_transform is None
         # What a worker sends must lie in shared memory: reading it there saves the copy.
-        batch = self._batch(numbers, shared=untransformed and get_worker_info() is not None)
+        sent = untransformed and get_worker_info() is not None
+        batch = self._batch(numbers, shared_empty if sent else private_empty)
         if self.transform is None:
             return [*split(batch)]
         return [self.transform(sample) for sample in plain_rows(batch)]
 
-    def _batch(self, numbers: NDArray[np.int64], *, shared: bool) -> Tensors:
-        """Samples ``numbers``, each tensor [len(numbers), *shape], after the batch transform."""
-        batch = {
-            name: _empty((len(numbers), *self.store.fields[name].shape), dtype, shared)
-            for name, dtype in self._dtypes.items()
-        }
-        self.store.read(numbers, self.fields, {name: tensor.numpy() for name, tensor in batch.items()})
-        values = [*batch.values(), torch.from_numpy(numbers)] if self.with_index else [*batch.values()]
-        names = [*batch, INDEX] if self.with_index else [*batch]
+    def loader(
+        self,
+        batch_size: int,
+        shuffle: bool = False,
+        *,
+        sampler: Iterable[int] | None = None,
+        num_workers: int = 2,
+        drop_last: bool = False,
+        seed: int = 0,
+        prefetch_factor: int = 2,
+        persistent_workers: bool = True,
+        multiprocessing_context: str | BaseContext | None = None,
+        worker_init_fn: Callable[[int], None] | None = None,
+        timeout: float = 0,
+    ) -> SharedLoader:
+        """Batches as ``DataLoader(self, batch_size, ...)`` gives them, many times faster: see SharedLoader."""
+        from parbake.loaders.shared_loader import SharedLoader, Workers
+
+        workers = Workers(
+            num_workers, prefetch_factor, persistent_workers, multiprocessing_context, worker_init_fn, timeout
+        )
+        order = Epochs(self, batch_size, shuffle=shuffle, sampler=sampler, drop_last=drop_last, seed=seed)
+        return SharedLoader(self, order, workers)
+
+    def _batch(self, numbers: NDArray[np.int64], empty: Allocator) -> Tensors:
+        """Samples ``numbers``, each tensor [len(numbers), *shape], after the batch transform.
+
+        ``empty`` makes the tensors that are read into.
+        """
+        values = self._outputs(len(numbers), empty)
+        arrays = {name: tensor.numpy() for name, tensor in zip(self.fields, values, strict=False)}
+        self.store.read(numbers, self.fields, arrays)
+        if self.with_index:
+            values[-1].copy_(torch.from_numpy(numbers))
+        names = [*self.fields, INDEX] if self.with_index else self.fields
         tensors: Tensors = tuple(values) if self.as_tuple else dict(zip(names, values, strict=True))
         if self.batch_transform is None:
             return tensors
         given = dict(tensors) if isinstance(tensors, dict) else tensors  # the transform may change its dict
         return owned(_checked(self.batch_transform(tensors), len(numbers)), given)
+
+    def _outputs(self, samples: int, empty: Allocator) -> list[Tensor]:
+        """What a batch of ``samples`` is read into: a tensor for each field and one for their numbers."""
+        shapes = [((samples, *self.store.fields[name].shape), dtype) for name, dtype in self._dtypes.items()]
+        if self.with_index:
+            shapes.append(((samples,), torch.int64))
+        return [empty(shape, dtype) for shape, dtype in shapes]
 
     def __repr__(self) -> str:
         fields = ", ".join(
@@ -156,14 +195,6 @@ def _torch_dtype(store: Samples, field: str) -> torch.dtype:
         raise RecipeError(
             f"{store.path}: field {field!r}: torch has no dtype for {dtype}; choose other fields"
         ) from None
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, shared: bool) -> Tensor:
-    if not shared:
-        return torch.empty(shape, dtype=dtype, device="cpu")
-    nbytes = math.prod(shape) * dtype.itemsize
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(nbytes)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage).resize_(shape)
 
 
 def _checked(result: Any, samples: int) -> Tensors:
