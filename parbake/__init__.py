@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _HOMES by a test
+    from parbake.loaders.batch_loader import BatchLoader  # noqa: F401
     from parbake.loaders.block_shuffle import BlockShuffle  # noqa: F401
     from parbake.loaders.dataset import StoreDataset  # noqa: F401
     from parbake.producers.bake import bake, repair  # noqa: F401
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _H
 __version__ = "0.1.0"
 
 _HOMES = {
+    "parbake.loaders.batch_loader": ("BatchLoader",),
     "parbake.loaders.block_shuffle": ("BlockShuffle",),
     "parbake.loaders.dataset": ("StoreDataset",),
     "parbake.producers.bake": ("bake", "repair"),
