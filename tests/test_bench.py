@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,27 @@ def test_what_workers_read_ahead_of_the_first_batch_is_no_speed() -> None:
 def test_at_least_three_batches_are_counted_however_slow() -> None:
     found = measured(Tape([9.0] * 50), workers=4, seconds=0.1)
     assert (found.batches, found.seconds) == (3, 27.0)
-    assert measured(Tape([0.125] * 50), workers=2, seconds=0.1).batches == 3  # of eight: five are the lead
+
+
+def test_it_goes_on_until_batches_beyond_those_read_ahead_have_come() -> None:
+    tape = Tape([0.25] * 50)
+    assert measured(tape, workers=2, seconds=0.75).batches == 3
+    assert tape.now == 102.0  # eight: the first, four that were under way and three
+
+
+def test_no_batch_is_kept_while_the_next_one_is_read() -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def batches() -> Iterator[Any]:
+        for _ in range(5):
+            assert all(one() is None for one in kept)
+            tensor = torch.ones(8, 5)
+            kept.append(weakref.ref(tensor))
+            yield [tensor]
+            del tensor
+
+    measure(Setting("DataLoader", 8, 0), batches(), 0.0, cold=True)
+    assert len(kept) == 4
 
 
 def test_a_setting_that_is_slow_to_get_going_is_given_up_waiting_for() -> None:
@@ -247,6 +268,7 @@ def test_the_best_is_the_fastest_but_for_simpler_ones_that_are_as_fast() -> None
     simpler = [
         fast,
         replace(fast, setting=Setting("DataLoader", 64, 2)),
+        rated(Setting("DataLoader", 64, 1), 999),
         rated(Setting("BatchLoader", 64, 2), 950),
         rated(Setting("BatchLoader", 64, 1), 960),
         rated(Setting("BatchLoader", 16, 1), 970),
@@ -328,6 +350,9 @@ def test_a_store_is_measured_by_every_loader(
     monkeypatch.setattr(timing, "open_store", watched)
     forgotten = []
     monkeypatch.setattr(timing, "forget", forgotten.append)
+    made = []
+    make = Setting.made
+    monkeypatch.setattr(Setting, "made", lambda *given: (made.append(make(*given)), made[-1])[1])
     threads = torch.get_num_threads()
     found = subject.measured(setting, 0.001, cold=cold)
     assert torch.get_num_threads() == threads
@@ -340,6 +365,9 @@ def test_a_store_is_measured_by_every_loader(
     assert options == {"checksums": "first" if cold else "never"}
     with pytest.raises(ValueError, match="closed"):
         store.read([0])
+    if setting.loader == "BatchLoader":
+        with pytest.raises(ParbakeError, match="this BatchLoader is closed"):
+            iter(made[0])
 
 
 # ---- the command line
@@ -375,7 +403,7 @@ def test_a_table_of_large_numbers_fits_80_columns_without_colour(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def large(self: Subject, setting: Setting, seconds: float, *, cold: bool = False) -> Measurement:
-        return Measurement(setting, cold, 123.4, 10, 98_765_432, 10**11, 10.0)
+        return Measurement(setting, cold, 123.4, 10, 99_999_990 if cold else 98_765_432, 10**11, 10.0)
 
     monkeypatch.setattr(Subject, "measured", large)
     result = run(str(path), "--batch-size", "61", "--workers", "16", "--cold")
@@ -390,8 +418,9 @@ def test_a_table_of_large_numbers_fits_80_columns_without_colour(
         "61",
         "16",
         *["9,876,543", "10,000", "2", "min", "3", "s"],
-        *["9,876,543", "2", "min", "3", "s"],
+        *["9,999,999", "2", "min", "3", "s"],
     ]
+    assert lines[4].endswith(" 9,876,543 samples/s")  # the best is of the warm ones
 
 
 def test_json_has_every_number(path: Path) -> None:

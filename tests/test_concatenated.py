@@ -19,6 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subs
 
 import parbake
 from parbake.errors import DamagedStoreError, StoreNotFoundError
+from parbake.loaders.batch_loader import BatchLoader
 from parbake.loaders.block_shuffle import BlockShuffle
 from parbake.loaders.dataset import StoreDataset
 from parbake.producers.bake import bake
@@ -357,6 +358,18 @@ def test_a_dataset_of_several_stores_loads_in_workers(paths: list[Path], context
         assert_equal({name: batch[name].numpy() for name in ("wave", "f0")}, batch["index"], ("wave", "f0"))
         seen += batch["index"].tolist()
     assert sorted(seen) == list(range(SAMPLES - 1))
+
+
+def test_our_own_loaders_read_several_stores(paths: list[Path]) -> None:
+    dataset = StoreDataset(paths, ("wave", "count"), with_index=True)
+    with BatchLoader(dataset, 7, shuffle=True) as threads:
+        for loader in (threads, dataset.loader(7, shuffle=True, num_workers=1)):
+            seen = []
+            for batch in loader:
+                read = {name: batch[name].numpy() for name in ("wave", "count")}
+                assert_equal(read, batch["index"], ("wave", "count"))
+                seen += batch["index"].tolist()
+            assert sorted(seen) == list(range(SAMPLES))
 
 
 def test_blocks_are_as_long_as_the_longest_chunk(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
