@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 import parbake
 from parbake import cli_bench
 from parbake.cli import main
-from parbake.errors import ParbakeError, StoreNotFoundError
+from parbake.errors import DamagedStoreError, ParbakeError, StoreNotFoundError
 from parbake.loaders import machine, timing
 from parbake.loaders.batch_loader import BatchLoader
 from parbake.loaders.dataset import StoreDataset
@@ -368,6 +369,20 @@ def test_a_store_is_measured_by_every_loader(
     if setting.loader == "BatchLoader":
         with pytest.raises(ParbakeError, match="this BatchLoader is closed"):
             iter(made[0])
+
+
+@pytest.mark.parametrize("setting", timing.settings_of([8], [0, 1]), ids=str)
+def test_damage_that_any_loader_finds_is_told_in_one_line(
+    path: Path, tmp_path: Path, setting: Setting
+) -> None:
+    damaged = tmp_path / "damaged.zarr"
+    shutil.copytree(path, damaged)
+    for file in (damaged / "wave" / "c").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DamagedStoreError, match=rf"^{damaged}: field 'wave', shard \d.*verify") as caught:
+        Subject.at(damaged, ["wave"]).measured(setting, 0.1)
+    assert "\n" not in str(caught.value)
 
 
 # ---- the command line

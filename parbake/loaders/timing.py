@@ -283,7 +283,16 @@ class Subject:
             closing.enter_context(_one_torch_thread())
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
-                return measure(setting, loader, seconds, cold=cold)
+                try:
+                    return measure(setting, loader, seconds, cold=cold)
+                except ParbakeError as error:
+                    raise _without_traceback(error) from None
+
+
+def _without_traceback(error: ParbakeError) -> ParbakeError:
+    """What a worker raised: torch puts the whole traceback into its text, whose last line tells it."""
+    *above, last = str(error).splitlines()
+    return type(error)(last.partition(": ")[2]) if above else error
 
 
 def best(measurements: Iterable[Measurement]) -> Measurement:
