@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _HOMES by a test
+    from parbake.loaders.batch_loader import BatchLoader  # noqa: F401
     from parbake.loaders.block_shuffle import BlockShuffle  # noqa: F401
     from parbake.loaders.dataset import StoreDataset  # noqa: F401
     from parbake.producers.bake import bake, repair  # noqa: F401
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _H
     from parbake.producers.executors import process_pool  # noqa: F401
     from parbake.producers.function import from_function  # noqa: F401
     from parbake.producers.reporting import Progress  # noqa: F401
+    from parbake.store.concatenated import Concatenated, concatenated  # noqa: F401
     from parbake.store.keys import Change, Freshness, Keys, Producer  # noqa: F401
     from parbake.store.layout import Coord, Field  # noqa: F401
     from parbake.store.samples import FieldArray, Samples  # noqa: F401
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _H
 __version__ = "0.1.0"
 
 _HOMES = {
+    "parbake.loaders.batch_loader": ("BatchLoader",),
     "parbake.loaders.block_shuffle": ("BlockShuffle",),
     "parbake.loaders.dataset": ("StoreDataset",),
     "parbake.producers.bake": ("bake", "repair"),
@@ -33,6 +36,7 @@ _HOMES = {
     "parbake.producers.dry_run": ("DryRun", "dry_run"),
     "parbake.producers.executors": ("process_pool",),
     "parbake.producers.function": ("from_function",),
+    "parbake.store.concatenated": ("Concatenated", "concatenated"),
     "parbake.store.keys": ("Change", "Freshness", "Keys", "Producer"),
     "parbake.store.layout": ("Coord", "Field"),
     "parbake.store.samples": ("FieldArray", "Samples"),

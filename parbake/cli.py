@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from parbake import __version__, human
+from parbake.cli_bench import bench
 from parbake.cli_build import BuildGroup
 from parbake.cli_clear import clear, stores_in
 from parbake.errors import ParbakeError, RecipeError, one_line
@@ -228,3 +229,4 @@ def ls(folder: Path | None, as_json: bool) -> None:
 
 
 main.add_command(clear)
+main.add_command(bench)

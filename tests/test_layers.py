@@ -26,7 +26,7 @@ reader
 zarr_dir zarr_zip hdf5 samples
 writer publish verify
 store
-cache browse
+cache browse concatenated
 clear
 """
 LEVEL = {name: level for level, line in enumerate(STORE.strip().splitlines()) for name in line.split()}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from parbake.store import statistics
-from parbake.store.statistics import columns_of, empty, merged, partial_of, summary
+from parbake.store.statistics import columns_of, empty, merged, partial_of, partial_of_summary, summary
 
 DTYPES = ("<f8", "<f4", "<f2", ">f4", ">i2", "<i2", "<i8", "|u1", "|i1", "<u8", "|b1")
 
@@ -226,3 +226,22 @@ def test_the_samples_are_left_as_they_were() -> None:
     partial_of(values, 1)
     partial_of(values, None)
     assert values.tobytes() == kept.tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples, st.sampled_from([None, 0, 1]), st.integers(0, 9))
+def test_summaries_merge_as_what_they_sum_up(values: NDArray[Any], axis: int | None, cut: int) -> None:
+    parts = [part for part in (values[:cut], values[cut:]) if len(part)]
+    columns = columns_of(values.shape[1:], axis)
+    partials = [partial_of_summary(summary(partial_of(part, axis)), part.size, columns) for part in parts]
+    check(merged(partials, columns), values, axis)
+
+
+def test_a_summary_of_sums_that_overflowed_merges_to_one() -> None:
+    huge = partial_of(np.array([[1e308], [-1e308], [1e308]]), None)
+    said = summary(huge)
+    assert said is not None
+    assert said["std"] is None
+    small = partial_of(np.ones((2, 1)), None)
+    both = summary(merged([partial_of_summary(said, 3, 1), small], 1))
+    assert both == summary(merged([huge, small], 1))

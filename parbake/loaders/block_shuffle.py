@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from parbake.errors import RecipeError
 from parbake.loaders.order import BlockOrder, Share, Uneven, checked_integer, default_span
 from parbake.store.samples import Samples
@@ -14,7 +17,7 @@ from parbake.store.samples import Samples
 if TYPE_CHECKING:  # this module itself needs no torch
     from parbake.loaders.dataset import StoreDataset
 
-_PIECE = 4096  # indices computed at once
+_PIECE = 4096  # indices computed at once, about
 _NOTHING = object()
 
 
@@ -69,10 +72,10 @@ class BlockShuffle:
         """Samples that the next iteration gives; during one, that it gives in all."""
         return len(self._share)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Indices:
         """The samples of this rank's share that are not delivered yet."""
         self._begin(self.epoch, self._share.delivered(self._delivered))
-        indices = _Indices(self.order, self.epoch, self._share)
+        indices = Indices(self.order, self.epoch, self._share)
         if not len(self._share):  # resumed at the very end: nothing will be delivered, so go on from here
             self._begin(self.epoch + 1, 0)
         return indices
@@ -125,7 +128,7 @@ class BlockShuffle:
         self._share = replace(self._share, start=start)
 
 
-class _Indices(Iterator[int]):
+class Indices(Iterator[int]):
     """One iteration; its state is what torchdata saves and loads beside the sampler's."""
 
     def __init__(self, order: BlockOrder, epoch: int, share: Share) -> None:
@@ -139,9 +142,18 @@ class _Indices(Iterator[int]):
         return sample
 
     def _from(self, first: int) -> Iterator[int]:
-        for start in range(first, len(self._share), _PIECE):
-            stop = min(start + _PIECE, len(self._share))
-            yield from self._order.at(self._share.positions(start, stop), self._epoch).tolist()
+        for piece in self._pieces(first, _PIECE):
+            yield from piece.tolist()
+
+    def batches(self, batch_size: int) -> Iterator[NDArray[np.int64]]:
+        """All of them in arrays of ``batch_size``, the last perhaps shorter, without a step for each."""
+        for piece in self._pieces(0, max(_PIECE // batch_size, 1) * batch_size):
+            yield from (piece[start : start + batch_size] for start in range(0, len(piece), batch_size))
+
+    def _pieces(self, first: int, samples: int) -> Iterator[NDArray[np.int64]]:
+        for start in range(first, len(self._share), samples):
+            stop = min(start + samples, len(self._share))
+            yield self._order.at(self._share.positions(start, stop), self._epoch)
 
     def state_dict(self) -> dict[str, Any]:
         share = {name: value for name, value in asdict(self._share).items() if name != "rank"}
@@ -164,7 +176,7 @@ def _described(samples: StoreDataset | int) -> tuple[int, int | None, str | None
     if isinstance(store := getattr(samples, "store", None), Samples):
         layouts = [store.fields[name].layout for name in samples.fields]  # type: ignore[union-attr]
         chunk = max((layout.chunk_samples for layout in layouts if not layout.is_scalar), default=1)
-        return len(samples), chunk, getattr(store, "digest", None)  # type: ignore[arg-type]
+        return len(samples), chunk, store.digest  # type: ignore[arg-type]
     try:
         return operator.index(samples), None, None  # type: ignore[arg-type]
     except TypeError:

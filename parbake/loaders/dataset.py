@@ -20,6 +20,7 @@ from parbake.loaders.epochs import Epochs
 from parbake.loaders.order import checked_integer
 from parbake.loaders.samples import Tensors, owned, plain_rows, split
 from parbake.loaders.slots import Allocator, private_empty, shared_empty
+from parbake.store.concatenated import Part, concatenated
 from parbake.store.index import normalised_index
 from parbake.store.keys import Producer
 from parbake.store.samples import Samples
@@ -34,12 +35,13 @@ INDEX = "index"  # the key of a sample's number in the store
 class StoreDataset(Dataset[Any]):
     """The samples of a store as ``{field: tensor}``, or as tuples in the order of ``fields``.
 
-    ``store``: an open store or the path of one; all that it shows is in the dataset. ``fields``: names,
-    default all. ``crop``: ``{dimension: length}``, another random window of each sample whenever it is read,
-    the same in all fields that have the dimension, or ``{dimension: slice}``, the same part of every sample;
-    of raw fields only these bytes are read. Windows of a DataLoader are drawn from torch's random numbers,
-    those of ``loader`` and ``BatchLoader`` are determined by their seed, the epoch and the sample.
-    ``threads``: that read one batch together; default as many as there are cores, one in worker processes.
+    ``store``: an open store, the path of one, or a list of these, whose samples then come one after the
+    other (see ``concatenated``); all that it shows is in the dataset. ``fields``: names, default all.
+    ``crop``: ``{dimension: length}``, another random window of each sample whenever it is read, the same in
+    all fields that have the dimension, or ``{dimension: slice}``, the same part of every sample; of raw
+    fields only these bytes are read. Windows of a DataLoader are drawn from torch's random numbers, those of
+    ``loader`` and ``BatchLoader`` are determined by their seed, the epoch and the sample. ``threads``: that
+    read one batch together; default as many as there are cores, one in worker processes and BatchLoader.
     ``transform``: called with each sample. ``batch_transform``: called with a whole batch,
     ``{field: tensor [batch, *shape]}`` or a tuple of such tensors, before it is cut into samples; must
     keep axis 0. With both, ``batch_transform`` comes first. ``with_index``: adds the sample's number in
@@ -56,7 +58,7 @@ class StoreDataset(Dataset[Any]):
 
     def __init__(
         self,
-        store: Samples | str | os.PathLike[str],
+        store: Part | Sequence[Part],
         fields: Iterable[str] | str | None = None,
         *,
         as_tuple: bool = False,
@@ -67,8 +69,9 @@ class StoreDataset(Dataset[Any]):
         with_index: bool = False,
         expect: Producer | None = None,
     ) -> None:
-        self.store = _opened(store, expect)
-        self.fields = _chosen(self.store, fields)
+        names = (fields,) if isinstance(fields, str) else None if fields is None else tuple(fields)
+        self.store = _opened(store, names, expect)
+        self.fields = _chosen(self.store, names)
         self.as_tuple = as_tuple
         self.threads = None if threads is None else checked_integer("threads", threads, 1, None)
         self._crop = crop_of(self.store, self.fields, crop)
@@ -180,11 +183,15 @@ class StoreDataset(Dataset[Any]):
         return f"<parbake.StoreDataset {str(self.store.path)!r}: {len(self)} samples; {fields}>"
 
 
-def _opened(store: Samples | str | os.PathLike[str], expect: Producer | None) -> Samples:
+def _opened(store: Part | Sequence[Part], names: Sequence[str] | None, expect: Producer | None) -> Samples:
     if isinstance(store, str | os.PathLike):
         return open_store(store, expect=expect)
+    if isinstance(store, list | tuple):
+        store = concatenated(store, names)
     if not isinstance(store, Samples):
-        raise RecipeError(f"StoreDataset takes an open store or a path, not {type(store).__name__}")
+        raise RecipeError(
+            f"StoreDataset takes an open store or a path, not {type(store).__name__}; several as a list"
+        )
     if expect is None:
         return store
     freshness = store.freshness(expect)
@@ -193,8 +200,8 @@ def _opened(store: Samples | str | os.PathLike[str], expect: Producer | None) ->
     return store.first(min(len(expect), store.samples))
 
 
-def _chosen(store: Samples, fields: Iterable[str] | str | None) -> tuple[str, ...]:
-    names = tuple(store.fields) if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
+def _chosen(store: Samples, fields: Sequence[str] | None) -> tuple[str, ...]:
+    names = tuple(store.fields) if fields is None else tuple(fields)
     for name in names:
         if name not in store.fields:
             raise RecipeError(f"{store.path}: no field {name!r}; there are {', '.join(store.fields)}")

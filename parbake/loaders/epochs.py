@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import RecipeError
-from parbake.loaders.block_shuffle import BlockShuffle
+from parbake.loaders.block_shuffle import BlockShuffle, Indices
 from parbake.loaders.order import BlockOrder, checked_integer
 from parbake.store.index import normalised_index
 
@@ -80,6 +80,7 @@ class Epochs:
         self._blocks = self._sampler if isinstance(self._sampler, BlockShuffle) else None
         if sampler is not None and self._blocks is not None:
             self._adopt(self._blocks)
+            dataset.store.reserve(self._blocks.order.block * self._blocks.order.span)
         self._next_epoch = 0  # of a sampler that keeps no count itself
         self._begun: int | None = None  # the epoch begun last, unless the place was set since
         self._now: Epoch | None = None  # whose deliveries count
@@ -182,9 +183,15 @@ class Epochs:
 
 def _batched(indices: Iterator[int], batch_size: int, drop_last: bool, n: int) -> Iterator[Numbers]:
     """``indices`` in batches, checked against ``n`` samples. Raises IndexError, TypeError."""
-    while batch := [operator.index(i) for i in itertools.islice(indices, batch_size)]:
+    batches = indices.batches(batch_size) if isinstance(indices, Indices) else _listed(indices, batch_size)
+    for batch in batches:
         if len(batch) == batch_size or not drop_last:
             yield normalised_index(batch, n)
+
+
+def _listed(indices: Iterator[int], batch_size: int) -> Iterator[list[int]]:
+    while batch := [operator.index(i) for i in itertools.islice(indices, batch_size)]:
+        yield batch
 
 
 def _while_reading(numbers: Numbers) -> str:

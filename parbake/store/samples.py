@@ -96,6 +96,16 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
     def fields(self) -> Mapping[str, StoredField]:
         """The fields, with shapes and dtypes as they are stored."""
 
+    @property
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """Tells samples of other invalidation keys apart, for states of loaders."""
+
+    @property
+    @abc.abstractmethod
+    def statistics(self) -> Mapping[str, JSON]:
+        """Per field its min, max, mean, std (population), count and nonfinite, and per channel."""
+
     @abc.abstractmethod
     def read(
         self,

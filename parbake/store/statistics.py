@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -150,6 +150,26 @@ def summary(partial: NDArray[np.float64]) -> dict[str, Any] | None:
     if len(columns) > 1:
         result["channels"] = {name: [column[name] for column in columns[1:]] for name in columns[0]}
     return result
+
+
+def partial_of_summary(said: Mapping[str, Any] | None, elements: int, columns: int) -> NDArray[np.float64]:
+    """The partial that ``summary`` told of, of ``elements`` values in all."""
+    partial = empty(columns)
+    shares = [elements, *[elements // max(columns - 1, 1)] * (columns - 1)]
+    partial[_NONFINITE] = shares
+    if said is None:
+        return partial
+    of_channels = said.get("channels", {})
+    for name, row in (("count", _COUNT), ("min", _MIN), ("max", _MAX), ("mean", _MEAN), ("std", _M2)):
+        values = [said[name], *of_channels.get(name, ())]
+        for column, value in enumerate(values):
+            if value is not None:
+                partial[row, column] = value
+            elif partial[_COUNT, column] and name in ("mean", "std"):
+                partial[row, column] = np.inf  # the sums overflowed
+    partial[_NONFINITE] -= partial[_COUNT]
+    partial[_M2] = partial[_M2] ** 2 * partial[_COUNT]
+    return partial
 
 
 def _named(column: NDArray[np.float64]) -> dict[str, float | int | None]:

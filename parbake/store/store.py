@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -241,6 +241,7 @@ class Store(Samples):
 
     def reserve(self, samples: int) -> None:
         needed = self.reader.reserve(samples, RESERVED_NBYTES_MAX)
+        self._options = replace(self._options, cache_nbytes=self.reader.cache_nbytes)  # also when pickled
         if needed > max(RESERVED_NBYTES_MAX, self.reader.cache_nbytes):
             warnings.warn(
                 f"{self.path}: {samples} samples take {needed / 2**30:.1f} GiB decoded, more than is kept: "
