@@ -208,9 +208,9 @@ MIB = 1024**2
         ),
         (Setting("DataLoader", 100, 2), 9999 * MIB, 750 * MIB, None),
         (Setting("ds.loader", 100, 2), 9999 * MIB, 0, None),
-        (Setting("ds.loader", 100, 2), 874 * MIB, None, "0.68 GiB of batches"),
-        (Setting("BatchLoader", 100, 1), 624 * MIB, None, "0.49 GiB of batches"),
-        (Setting("BatchLoader", 100, 1), 625 * MIB, 0, None),
+        (Setting("ds.loader", 100, 2), 999 * MIB, None, "0.78 GiB of batches"),
+        (Setting("BatchLoader", 100, 1), 749 * MIB, None, "0.59 GiB of batches"),
+        (Setting("BatchLoader", 100, 1), 750 * MIB, 0, None),
     ],
 )
 def test_what_cannot_run_is_refused_with_the_reason(
@@ -224,8 +224,7 @@ def test_what_cannot_run_is_refused_with_the_reason(
 def test_the_slots_that_are_reckoned_with_are_those_that_the_loaders_make(path: Path) -> None:
     dataset = StoreDataset(path, "wave")
     with BatchLoader(dataset, 8, threads=3) as loader:
-        batch = next(iter(loader))
-        assert Setting("BatchLoader", 8, 3).batches_in_memory == loader._slots.count  # type: ignore[union-attr]
+        assert Setting("BatchLoader", 8, 3).batches_in_memory == loader._new_slots().count
     shared = dataset.loader(8, num_workers=2)
     batch = next(iter(shared))
     assert len(batch["wave"]) == 8
