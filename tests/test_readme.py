@@ -14,12 +14,13 @@ from grids import box
 
 from parbake.cli import main
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README, LOADERS = ROOT / "README.md", ROOT / "docs" / "loaders.md"
 TASK = ["sine-teacher", "--duration", "0.02"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def run(*args: str) -> str:
@@ -58,6 +59,17 @@ def test_python_of_the_readme_runs(folder: Path) -> None:
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # four workers, fewer cores
         names = vars(importlib.import_module("parbake_readme"))
     assert {"train", "store", "Waves", "teacher", "pair"} <= names.keys()
+
+
+def test_python_of_the_loaders_page_runs(folder: Path) -> None:
+    code = blocks("python", LOADERS)
+    assert len(code) >= 4
+    (folder / "parbake_loaders.py").write_text("\n".join(code))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        names = vars(importlib.import_module("parbake_loaders"))
+    assert names["windows"][0]["x"].shape == (256, 1)
+    assert names["again"].state_dict() == names["state"]
 
 
 def test_class_of_the_readme_bakes_from_the_command_line(folder: Path) -> None:
