@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,14 @@ def held() -> tuple[int, int, int, int]:
     maps = Path("/proc/self/maps").read_text().count("parbake-slots")
     threads = sum(thread.name.startswith("parbake-batches") for thread in threading.enumerate())
     return len(os.listdir("/proc/self/fd")), maps, len(multiprocessing.active_children()), threads
+
+
+@contextmanager
+def never_dry() -> Iterator[None]:
+    """No batch takes fresh memory within, so that lost slots show."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "parbake: all .* slots")
+        yield
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from bakery import Loaf, ended, start_child
-from loading import SAMPLES, assert_batches_of, assert_same, held, nothing_left, numbers, ordinary
+from loading import SAMPLES, assert_batches_of, assert_same, held, never_dry, nothing_left, numbers, ordinary
 
 import parbake
 from parbake.errors import DamagedStoreError, ParbakeError, RecipeError
@@ -187,6 +187,7 @@ def test_errors_arrive_as_they_were_raised(
     assert numbers(batches) == list(range(16, SAMPLES))
 
 
+@never_dry()
 def test_an_error_that_is_dropped_holds_no_slot(ds: StoreDataset) -> None:
     def fail(batch: Any) -> Any:
         raise ValueError("too loud")

@@ -16,7 +16,7 @@ import torch
 from bakery import Loaf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loading import SAMPLES, assert_batches_of, assert_same, numbers, ordinary
+from loading import SAMPLES, assert_batches_of, assert_same, never_dry, numbers, ordinary
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -182,7 +182,7 @@ def test_a_ring_that_runs_dry_is_told_once(ds: StoreDataset, make: Make) -> None
 
 
 @every_kind
-@pytest.mark.filterwarnings("error:parbake. all")
+@never_dry()
 def test_loops_that_hold_their_last_batch_find_slots(ds: StoreDataset, make: Make) -> None:
     loader = make(ds, 2)
     for _ in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
@@ -19,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 from bakery import Loaf, ended, start_child
-from loading import SAMPLES, assert_batches_of, assert_same, nothing_left, numbers, ordinary
+from loading import SAMPLES, assert_batches_of, assert_same, never_dry, nothing_left, numbers, ordinary
 from torch.utils.data import get_worker_info
 
 import parbake
-from parbake.errors import DamagedStoreError, RecipeError
+from parbake.errors import DamagedStoreError, ParbakeError, RecipeError
 from parbake.loaders.dataset import StoreDataset
 from parbake.loaders.shared_loader import SharedLoader
 from parbake.producers.bake import bake
@@ -145,27 +146,18 @@ def test_options_of_torch_reach_it(ds: StoreDataset, tmp_path: Path) -> None:
         loader_of(ds, prefetch_factor=0)
 
 
+@never_dry()  # slots must not be lost on the way
 def test_an_iteration_that_is_left_early_leaves_slots_and_order_right(ds: StoreDataset) -> None:
     for persistent in (True, False):
         loader = loader_of(ds, 2, shuffle=True, persistent_workers=persistent)
         alone = ds.loader(2, shuffle=True, num_workers=0)
-        for _ in range(8):
-            wanted = numbers(alone)
-            kept = []
-            for batch in loader:
-                kept.append(batch)
-                if len(kept) == 3:
-                    break
-            assert_batches_of(ds.store, kept, wanted[:6])
-        wanted = numbers(alone)
-        del kept, batch
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # no slot was lost on the way
+        for batches in (3, 1, 2, 7, 15):
+            wanted = numbers(alone)[: 2 * batches]
             seen = []
-            for batch in loader:
+            for batch in itertools.islice(loader, batches):
                 seen += batch["index"].tolist()
                 np.testing.assert_array_equal(batch["f0"].numpy(), ds.store.read(seen[-2:])["f0"])
-        assert seen == wanted
+            assert seen == wanted
 
 
 class Keeps:
@@ -253,6 +245,39 @@ def test_the_iteration_goes_on_after_an_error(ds: StoreDataset, tmp_path: Path) 
             seen.append([])
     assert seen == [[*range(i, min(i + 4, SAMPLES))] if i != 12 else [] for i in range(0, SAMPLES, 4)]
     assert loader.state_dict()["epoch"] == 1
+
+
+@never_dry()
+def test_batches_that_fail_give_their_slots_back(ds: StoreDataset) -> None:
+    ds.transform = _fail_early
+    batches = iter(loader_of(ds, 1, num_workers=1))
+    for _ in range(20):
+        with pytest.raises(ValueError, match="too early"):
+            next(batches)
+    assert numbers(batches) == list(range(20, SAMPLES))
+
+
+def _fail_early(sample: Any) -> Any:
+    if sample["index"] < 20:
+        raise ValueError("too early")
+    return sample
+
+
+def test_workers_that_cannot_begin_are_replaced(ds: StoreDataset, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    trap.touch()
+    loader = loader_of(ds, num_workers=1, worker_init_fn=functools.partial(_begin_without, trap))
+    with pytest.raises(ValueError, match="cannot begin"):
+        list(loader)
+    trap.unlink()
+    assert numbers(loader) == list(range(SAMPLES))
+    assert (tmp_path / "begun").exists()
+
+
+def _begin_without(trap: Path, worker: int) -> None:
+    if trap.exists():
+        raise ValueError("cannot begin")
+    trap.with_name("begun").touch()
 
 
 def test_a_long_batch_notes_its_first_samples(ds: StoreDataset) -> None:
@@ -367,11 +392,13 @@ def test_a_loader_is_no_circle(ds: StoreDataset) -> None:
         gc.enable()
 
 
-def test_a_fork_has_slots_and_workers_of_its_own(ds: StoreDataset) -> None:
+@pytest.mark.parametrize("under_way", [True, False])
+def test_a_fork_has_slots_and_workers_of_its_own(ds: StoreDataset, under_way: bool) -> None:
     """Both go on with the loader at the same time and disturb nothing of each other."""
     loader = loader_of(ds, 2)
-    batches = iter(loader)
-    kept = next(batches)
+    kept = list(loader)
+    batches = [iter(loader)] if under_way else []
+    workers = children()
     ready, go = os.pipe(), os.pipe()
 
     def use() -> None:
@@ -379,14 +406,23 @@ def test_a_fork_has_slots_and_workers_of_its_own(ds: StoreDataset) -> None:
         os.write(ready[1], b"!")
         os.read(go[0], 1)
         assert numbers(loader) == list(range(SAMPLES))
+        if under_way:
+            with pytest.raises(ParbakeError, match="before the process was forked"):
+                next(batches[0])
+        batches.clear()
+        gc.collect()
 
     child = start_child(use)
     assert os.read(ready[0], 1) == b"!"
-    rest = list(batches)
-    os.write(go[1], b"!")
-    assert ended(child) == 0
-    assert_batches_of(ds.store, [kept, *rest], list(range(SAMPLES)))
+    if under_way:
+        assert_batches_of(ds.store, batches[0], list(range(SAMPLES)))
     assert numbers(loader) == list(range(SAMPLES))
+    os.write(go[1], b"!")
+    assert numbers(loader) == list(range(SAMPLES))
+    assert ended(child) == 0
+    assert numbers(loader) == list(range(SAMPLES))
+    assert_batches_of(ds.store, kept, list(range(SAMPLES)))
+    assert children() == workers
     for descriptor in (*ready, *go):
         os.close(descriptor)
 

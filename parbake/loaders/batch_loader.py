@@ -17,7 +17,7 @@ from torch import Tensor
 
 from parbake.errors import ParbakeError
 from parbake.loaders.batches import batch_nbytes, mapped, read_leased
-from parbake.loaders.epochs import Epoch, EpochLoader, Epochs, Numbers
+from parbake.loaders.epochs import FORKED, Epoch, EpochLoader, Epochs, Numbers
 from parbake.loaders.order import checked_integer
 from parbake.loaders.slots import HELD, Memory, Slots
 
@@ -158,9 +158,7 @@ class _Threaded(Iterator[Any]):
 
     def __next__(self) -> Any:
         if self._pool.pid != os.getpid():
-            raise ParbakeError(
-                "this iteration of a BatchLoader began before the process was forked; begin another one here"
-            )
+            raise ParbakeError(FORKED)
         if self._pool.is_closed:
             raise _closed()
         if not self._jobs:

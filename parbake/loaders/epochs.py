@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # which imports this module
 
 Numbers: TypeAlias = NDArray[np.int64]  # of the samples of a batch, non-negative
 
+FORKED = "this iteration began before the process was forked; begin another one here"
 _SHOWN = 8  # numbers in a note
 
 

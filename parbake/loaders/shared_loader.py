@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from parbake.errors import ParbakeError
 from parbake.loaders.batches import (
     batch_nbytes,
     is_transformed,
@@ -33,7 +34,7 @@ from parbake.loaders.batches import (
     read_nbytes,
     unpacked,
 )
-from parbake.loaders.epochs import Epoch, EpochLoader, Epochs, Numbers
+from parbake.loaders.epochs import FORKED, Epoch, EpochLoader, Epochs, Numbers
 from parbake.loaders.order import checked_integer
 from parbake.loaders.slots import HELD, SlotMemory, Slots, private_empty, shared_empty
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:  # which imports this module
 
 _Held = TypeVar("_Held")
 
-_copies: list[_Crew] = []  # made by forks, and kept: torch's iterators would end the original's workers
+_copies: list[object] = []  # torch's iterators in a fork, kept: dropping one ends the workers of the original
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,6 @@ class SharedLoader(EpochLoader):
             slots = self._spare.pop() if self._spare else self._new_slots()
             return _ReadHere(self.dataset, slots, self._spare, self._epochs, epoch)
         if self._crew is not None and not self._crew.is_usable():
-            if self._crew.belongs_elsewhere():
-                _copies.append(self._crew)
             self._crew = None  # its workers end before new ones start
         if self._crew is None:
             self._crew = _Crew(self.dataset, self.batch_size, self._workers)
@@ -250,7 +249,7 @@ class _Crew:
         self._stay = workers.persistent_workers
         self._processes: set[BaseProcess] = set()
         self._iteration: Callable[[], _Received | None] = lambda: None
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self.broken = False
 
     def is_busy(self) -> bool:
@@ -260,14 +259,10 @@ class _Crew:
 
     def is_usable(self) -> bool:
         """Whether another iteration can begin here, now or when the one under way has ended."""
-        if self._pid != os.getpid() or self.broken:
+        if self.pid != os.getpid() or self.broken:
             return False
         alive = [process.is_alive() for process in self._processes]
         return self.is_busy() or (all(alive) if self._stay else not any(alive))
-
-    def belongs_elsewhere(self) -> bool:
-        """Whether this is a copy that a fork made."""
-        return self._pid != os.getpid()
 
     def begin(self, epochs: Epochs, epoch: Epoch) -> _Received:
         """Start or resume the workers."""
@@ -300,8 +295,14 @@ def _let_go_with(owner: object, held: _Held) -> list[_Held]:
     and wait five seconds for each worker. Held from here as well, it is no part of the circle.
     """
     box = [held]
-    weakref.finalize(owner, box.clear).atexit = False
+    weakref.finalize(owner, _let_go, box, os.getpid()).atexit = False
     return box
+
+
+def _let_go(box: list[Any], pid: int) -> None:
+    if pid != os.getpid():
+        _copies.extend(box)
+    box.clear()
 
 
 class _Received(Iterator[Any]):
@@ -318,6 +319,8 @@ class _Received(Iterator[Any]):
     def __next__(self) -> Any:
         if self.ended:
             raise StopIteration
+        if self._crew.pid != os.getpid():
+            raise ParbakeError(FORKED)
         try:
             answer = next(self._answers[0])
         except BaseException as error:
