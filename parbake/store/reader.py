@@ -100,7 +100,9 @@ class Reader:
             return
         if self._process != os.getpid():
             self._begin()
-        self.will_need(name, index)
+        cold = self._is_cold()
+        if cold or not self._is_gathered(field):  # which knows what it has not read yet
+            self._ask(field, index, cold)
         threads = min(threads, 1 + out.nbytes // _THREAD_NBYTES)
         if window is not None:
             self._read_windows(field, index, out, window, threads)
@@ -127,15 +129,21 @@ class Reader:
 
         Once in a process, and again when pages had to come from the disk lately.
         """
-        field = self.maps[name]
+        self._ask(self.maps[name], index, self._is_cold())
+
+    def _is_cold(self) -> bool:
+        """Whether pages had to come from the disk since this thread asked last."""
+        before = getattr(self._local, "faults", None)
+        self._local.faults = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+        return before not in (None, self._local.faults)
+
+    def _ask(self, field: FieldMap, index: NDArray[np.int64], cold: bool) -> None:
         chunks = index // field.layout.chunk_samples
-        if name not in self._asked:
-            self._asked[name] = np.zeros(field.chunks, np.bool_)  # its pages are touched as they are used
-        asked = self._asked[name]
-        faults = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
-        if faults == getattr(self._local, "faults", faults):
+        if field.name not in self._asked:
+            self._asked[field.name] = np.zeros(field.chunks, np.bool_)  # pages are touched as they are used
+        asked = self._asked[field.name]
+        if not cold:
             chunks = chunks[~asked[chunks]]
-        self._local.faults = faults
         asked[chunks] = True
         for chunk in np.unique(chunks).tolist():
             number, entry = divmod(chunk, field.layout.chunks_per_shard)
@@ -221,6 +229,7 @@ class Reader:
         touched = []  # maps must outlive the copy
         if not addresses.all():
             unknown = np.flatnonzero(addresses == 0)
+            self._ask(field, index[unknown], cold=False)
             fresh, inverse = np.unique(chunks[unknown], return_inverse=True)
             found = np.empty(len(fresh), np.int64)
             for i, chunk in enumerate(fresh.tolist()):
