@@ -1,0 +1,113 @@
+"""What is measured, inside the child process that has the reader open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from adapters.base import Batch, Peer, UnavailableError
+from shapes import Source, orders
+
+MEASURES = {
+    "random": "random",
+    "untouched": "random, not looked at",
+    "sequential": "sequential",
+    "workers": "2 workers, shuffled",
+    "first": "fresh process",
+    "cold": "cold files",
+}
+
+
+def lanes_sum(batch: Batch) -> int:
+    """The sum of all bytes as uint64, modulo 2**64: looks at every byte, at one cost for all dtypes."""
+    total = 0
+    for value in batch.values() if isinstance(batch, Mapping) else batch:
+        total += int(np.ascontiguousarray(value).reshape(-1).view(np.uint64).sum())
+    return total % 2**64
+
+
+def samples_in(batch: Batch) -> int:
+    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
+
+
+class Session:
+    """One reader and the samples it should give."""
+
+    def __init__(self, peer: Peer, source: Source) -> None:
+        self.peer = peer
+        self.source = source
+        self.checksums = source.checksums()
+        self._loaders: dict[tuple[int, bool], Iterable[Batch]] = {}
+
+    def run(self, measure: str, seed: int, budget_s: float) -> dict[str, float]:
+        """Seconds and samples of one round. Raises UnavailableError, ValueError for wrong data."""
+        batches, order = self.batches(measure, seed)
+        if measure == "untouched":
+            return _untouched(batches, len(order[0]), budget_s)
+        return self._timed(batches, order, budget_s, started=measure == "workers")
+
+    def batches(self, measure: str, seed: int) -> tuple[Iterable[Batch], Any]:
+        """What a round iterates; the samples in each batch, None where the reader chooses them."""
+        if measure == "workers":
+            return self._loader(2, self.peer.random), None
+        if measure == "random" and not self.peer.random:
+            raise UnavailableError("it reads in order only")
+        in_order = measure == "sequential" or not self.peer.random
+        if self.peer.batch is None or (in_order and self.peer.streams):
+            return self._loader(0, not in_order), None
+        order = orders(len(self.checksums), self.source.batch, seed)
+        if in_order:
+            order = np.sort(order, axis=None).reshape(order.shape)
+        return map(self.peer.batch, order), order
+
+    def _loader(self, workers: int, shuffle: bool) -> Iterable[Batch]:
+        """Made once and iterated in each round, as epochs of a training are."""
+        if (workers, shuffle) not in self._loaders:
+            self._loaders[workers, shuffle] = self.peer.loader(self.source.batch, workers, shuffle)
+        return self._loaders[workers, shuffle]
+
+    def warm(self, budget_s: float) -> None:
+        """Read what there is once, in order, and check it."""
+        self.run("sequential", 0, budget_s)
+
+    def _timed(
+        self, batches: Iterable[Batch], order: Any, budget_s: float, *, started: bool = False
+    ) -> dict[str, float]:
+        """Takes batches until the epoch or the time is over.
+
+        ``started``: the clock starts with the first batch, after workers have started; it does not count.
+        ``order``: the samples that each batch should hold; without it only the whole epoch can be checked.
+        """
+        sums = []
+        samples = skipped = 0
+        began = time.perf_counter()
+        for batch in batches:
+            if started and not sums:
+                began, skipped = time.perf_counter(), samples_in(batch)
+            sums.append(lanes_sum(batch))
+            samples += samples_in(batch)
+            if time.perf_counter() - began > budget_s and samples > skipped:
+                break
+        seconds = time.perf_counter() - began
+        if order is not None:
+            wanted = self.checksums[order[: len(sums)]].sum(axis=1).tolist()
+            if sums != wanted:
+                raise ValueError("wrong data: batches differ from the source")
+        elif samples == len(self.checksums) and sum(sums) % 2**64 != int(self.checksums.sum()):
+            raise ValueError("wrong data: the epoch differs from the source")
+        if samples <= skipped:
+            raise ValueError("the epoch has no second batch")
+        return {"seconds": seconds, "samples": samples - skipped}
+
+
+def _untouched(batches: Iterable[Batch], batch_size: int, budget_s: float) -> dict[str, float]:
+    """The same without looking at what was read."""
+    samples = 0
+    began = time.perf_counter()
+    for _ in batches:
+        samples += batch_size
+        if time.perf_counter() - began > budget_s:
+            break
+    return {"seconds": time.perf_counter() - began, "samples": samples}
