@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from processes import Child, FailedError, NotAvailableError, Place, child, dropped, synced, warmed
@@ -106,7 +107,7 @@ class Run:
                     self.results.note(reader, measure, str(reason), failed=True)
                     continue
             warmed(self.place.work / reader.folder)
-            self.attempt(reader, measure, lambda c=started: self.asked(c, measure, number))
+            self.attempt(reader, measure, partial(self.asked, started, measure, number))
 
     def asked(self, started: Child, measure: str, number: int) -> dict[str, float]:
         return started.ask("measure", name=measure, seed=number, budget_s=self.place.budget_s)
@@ -118,9 +119,7 @@ class Run:
                 say(f"  round {number + 1}: {measure}")
                 for reader in self.in_turn(number):
                     if reader.kind != "bound" and not self.results.has_failed(reader, measure):
-                        self.attempt(
-                            reader, measure, lambda r=reader, p=prepare, n=number: self.first(r, p, n)
-                        )
+                        self.attempt(reader, measure, partial(self.first, reader, prepare, number))
 
     def first(self, reader: Reader, prepare: Callable[[Path], object], number: int) -> dict[str, float]:
         with child(reader, self.place) as started:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ MEASURES = {
     "first": "fresh process",
     "cold": "cold files",
 }
+LEAST_S = 0.3  # fast readers repeat their epoch until then
 
 
 def lanes_sum(batch: Batch) -> int:
@@ -44,12 +46,13 @@ class Session:
     def run(self, measure: str, seed: int, budget_s: float) -> dict[str, float]:
         """Seconds and samples of one round. Raises UnavailableError, ValueError for wrong data."""
         batches, order = self.batches(measure, seed)
-        if measure == "untouched":
-            return _untouched(batches, len(order[0]), budget_s)
-        return self._timed(batches, order, budget_s, started=measure == "workers")
+        if order is None:
+            return self._timed(batches, budget_s, started=measure == "workers")
+        least_s = 0 if measure == "first" else LEAST_S
+        return self._in_order(order, least_s, budget_s, look=measure != "untouched")
 
-    def batches(self, measure: str, seed: int) -> tuple[Iterable[Batch], Any]:
-        """What a round iterates; the samples in each batch, None where the reader chooses them."""
+    def batches(self, measure: str, seed: int) -> tuple[Any, Any]:
+        """The loader that a round iterates, or the samples of the batches that it asks for."""
         if measure == "workers":
             return self._loader(2, self.peer.random), None
         if measure == "random" and not self.peer.random:
@@ -58,9 +61,7 @@ class Session:
         if self.peer.batch is None or (in_order and self.peer.streams):
             return self._loader(0, not in_order), None
         order = orders(len(self.checksums), self.source.batch, seed)
-        if in_order:
-            order = np.sort(order, axis=None).reshape(order.shape)
-        return map(self.peer.batch, order), order
+        return None, np.sort(order, axis=None).reshape(order.shape) if in_order else order
 
     def _loader(self, workers: int, shuffle: bool) -> Iterable[Batch]:
         """Made once and iterated in each round, as epochs of a training are."""
@@ -72,15 +73,31 @@ class Session:
         """Read what there is once, in order, and check it."""
         self.run("sequential", 0, budget_s)
 
-    def _timed(
-        self, batches: Iterable[Batch], order: Any, budget_s: float, *, started: bool = False
-    ) -> dict[str, float]:
-        """Takes batches until the epoch or the time is over.
+    def _in_order(self, order: Any, least_s: float, budget_s: float, look: bool) -> dict[str, float]:
+        """Asks for batches of these samples: whole epochs, until it took ``least_s`` or the time is over."""
+        sums = []
+        done = 0
+        began = time.perf_counter()
+        for index in cycle(order):
+            batch = self.peer.batch(index)
+            if look:
+                sums.append(lanes_sum(batch))
+            done += 1
+            seconds = time.perf_counter() - began
+            if seconds > budget_s or (seconds > least_s and done % len(order) == 0):
+                break
+        wanted = islice(cycle(self.checksums[order].sum(axis=1).tolist()), done)
+        if look and sums != list(wanted):
+            raise ValueError("wrong data: batches differ from the source")
+        return {"seconds": seconds, "samples": done * len(order[0])}
+
+    def _timed(self, batches: Iterable[Batch], budget_s: float, *, started: bool) -> dict[str, float]:
+        """Takes batches of a loader until its epoch or the time is over.
 
         ``started``: the clock starts with the first batch, after workers have started; it does not count.
-        ``order``: the samples that each batch should hold; without it only the whole epoch can be checked.
+        Which samples a batch holds is not known, so only whole epochs can be checked.
         """
-        sums = []
+        sums: list[int] = []
         samples = skipped = 0
         began = time.perf_counter()
         for batch in batches:
@@ -91,23 +108,8 @@ class Session:
             if time.perf_counter() - began > budget_s and samples > skipped:
                 break
         seconds = time.perf_counter() - began
-        if order is not None:
-            wanted = self.checksums[order[: len(sums)]].sum(axis=1).tolist()
-            if sums != wanted:
-                raise ValueError("wrong data: batches differ from the source")
-        elif samples == len(self.checksums) and sum(sums) % 2**64 != int(self.checksums.sum()):
+        if samples == len(self.checksums) and sum(sums) % 2**64 != int(self.checksums.sum()):
             raise ValueError("wrong data: the epoch differs from the source")
         if samples <= skipped:
             raise ValueError("the epoch has no second batch")
         return {"seconds": seconds, "samples": samples - skipped}
-
-
-def _untouched(batches: Iterable[Batch], batch_size: int, budget_s: float) -> dict[str, float]:
-    """The same without looking at what was read."""
-    samples = 0
-    began = time.perf_counter()
-    for _ in batches:
-        samples += batch_size
-        if time.perf_counter() - began > budget_s:
-            break
-    return {"seconds": time.perf_counter() - began, "samples": samples}

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +16,23 @@ from shapes import Shape
 
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 PLOT = "peers.png"
+HEADER = """\
+## Beside other ways of reading
+
+Written by `benchmarks/peers` on {machine}. {versions}.
+
+Samples/s, and in brackets the speed over the *copy limit*: copying the same random rows out of arrays in RAM
+into reused buffers. Medians of {rounds} rounds, of half as many in the last two columns; every reader has its
+turn in each round, and a round is an epoch, or as much of one as its time allows. Bold: the fastest that is
+no bound. Every batch is summed up, bounds included, and the sums are compared with the source; *not looked
+at* is the same without the sum.
+
+- *random*, *sequential*: in the process itself, files in the page cache. Single rows are gathered in reused
+  buffers.
+- *2 workers*: the loader that each library recommends, or torch's; counted from the first batch on.
+- *fresh process*: opening and the first epoch, in random order where the reader has one, without the imports.
+- *cold files*: the same after the files were dropped from the page cache of this system. What lies below it
+  may still hold them."""
 _COLOURS = {"bound": "#999999", "ours": "#c8553d", "plain": "#588157", "library": "#3d6fa8"}
 
 
@@ -144,28 +161,20 @@ def machine(folder: Path) -> str:
     )
 
 
+def listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))
+
+
 def header(results: Sequence[Results], rounds: int) -> str:
     versions: dict[str, dict[str, str]] = {"driver": {}, "shared": {}, "mds": {}}
     for result in results:
         for environment, found in result.versions.items():
             versions[environment] |= found
-    own = ", ".join(
-        f"{name} {found}" for name, found in sorted((versions["driver"] | versions["shared"]).items())
-    )
-    apart = ", ".join(f"{name} {found}" for name, found in sorted(versions["mds"].items()))
-    listed = f"{own}; in an environment of its own {apart}" if apart else own
-    return (
-        f"## Beside other ways of reading\n\nWritten by `benchmarks/peers` on {machine(Path.cwd().resolve())}. "
-        f"{listed}.\n\n"
-        f"Medians of {rounds} rounds, in each of which every reader had its turn; a round is an epoch, or as "
-        "much of one as its time allows. Samples/s, and in brackets the speed over copying the same rows out of "
-        "arrays in RAM into reused buffers (the copy limit, batches of random samples). Every batch is summed up, "
-        "by bounds too, and the sums are compared with the source; *not looked at* is the same without the sum. "
-        "Bold: the fastest that is no bound. *Random* and *sequential* read in the process itself, files in the page "
-        "cache; where a library gives single rows they are gathered in reused buffers. *2 workers* is the loader "
-        "that each library recommends, or torch's, from the first batch on. *Fresh process* is opening and the first "
-        "epoch; *cold files* the same after the files were dropped from the page cache (of this system: what is below "
-        "it may still hold them)."
+    apart = f"; in an environment of their own {listed(versions['mds'])}" if versions["mds"] else ""
+    return HEADER.format(
+        machine=machine(Path.cwd().resolve()),
+        versions=listed(versions["driver"] | versions["shared"]) + apart,
+        rounds=rounds,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -83,7 +84,10 @@ class HuggingFace(Batches):
     def connect(self) -> Any:
         import datasets
 
-        return datasets.Dataset.from_file(str(self.folder / "data.arrow")).with_format(self.form)
+        [dtype] = {str(dtype) for _, dtype in self.fields.values()}
+        known = getattr(importlib.import_module(self.form), dtype)  # left to itself it makes int64 of int16
+        stored = datasets.Dataset.from_file(str(self.folder / "data.arrow"))
+        return stored.with_format(self.form, dtype=known)
 
     def batch(self, index: Index) -> Batch:
         found = self.handle[index]
