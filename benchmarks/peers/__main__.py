@@ -151,7 +151,13 @@ def measured(shape: Shape, readers: tuple[Reader, ...], chosen: argparse.Namespa
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/peers", description=__doc__)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="of %(default)s")
-    parser.add_argument("--peers", default="", help="readers with one of these texts in their names")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        default=[],
+        metavar="TEXT",
+        help="readers with one of these texts in their names",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="of the samples, to try things out")
     parser.add_argument("--seconds", type=float, default=1.5, help="the most that one round may take")
@@ -162,7 +168,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     chosen = arguments()
-    texts = [text for text in chosen.peers.split(",") if text]
+    texts = chosen.peers
     wanted = [r for r in READERS if not texts or r == COPY_LIMIT or any(text in r.name for text in texts)]
     results = [measured(SHAPES[key], tuple(wanted), chosen) for key in chosen.shapes.split(",")]
     write_report(chosen.report, results, chosen.rounds)

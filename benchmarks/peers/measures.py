@@ -19,6 +19,7 @@ MEASURES = {
     "first": "fresh process",
     "cold": "cold files",
 }
+WORKERS = 2
 LEAST_S = 0.3  # fast readers repeat their epoch until then
 
 
@@ -54,7 +55,7 @@ class Session:
     def batches(self, measure: str, seed: int) -> tuple[Any, Any]:
         """The loader that a round iterates, or the samples of the batches that it asks for."""
         if measure == "workers":
-            return self._loader(2, self.peer.random), None
+            return self._loader(WORKERS, self.peer.random), None
         if measure == "random" and not self.peer.random:
             raise UnavailableError("it reads in order only")
         in_order = measure == "sequential" or not self.peer.random
@@ -94,15 +95,15 @@ class Session:
     def _timed(self, batches: Iterable[Batch], budget_s: float, *, started: bool) -> dict[str, float]:
         """Takes batches of a loader until its epoch or the time is over.
 
-        ``started``: the clock starts with the first batch, after workers have started; it does not count.
+        ``started``: the clock starts when each worker has given a batch; those do not count.
         Which samples a batch holds is not known, so only whole epochs can be checked.
         """
         sums: list[int] = []
         samples = skipped = 0
         began = time.perf_counter()
         for batch in batches:
-            if started and not sums:
-                began, skipped = time.perf_counter(), samples_in(batch)
+            if started and len(sums) < WORKERS:
+                began, skipped = time.perf_counter(), samples + samples_in(batch)
             sums.append(lanes_sum(batch))
             samples += samples_in(batch)
             if time.perf_counter() - began > budget_s and samples > skipped:
@@ -111,5 +112,5 @@ class Session:
         if samples == len(self.checksums) and sum(sums) % 2**64 != int(self.checksums.sum()):
             raise ValueError("wrong data: the epoch differs from the source")
         if samples <= skipped:
-            raise ValueError("the epoch has no second batch")
+            raise ValueError("too few batches")
         return {"seconds": seconds, "samples": samples - skipped}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ class NotAvailableError(FailedError):
 
 def interpreter(environment: str) -> str:
     """The Python of an environment, made in ``.bench-envs/`` when it is not there. Raises FailedError."""
+    made = _made(environment)
+    if isinstance(made, FailedError):
+        raise made
+    return made
+
+
+@cache
+def _made(environment: str) -> str | FailedError:
     if environment == "driver":
         return sys.executable
     folder = Path.cwd() / ".bench-envs" / environment
@@ -60,7 +69,7 @@ def interpreter(environment: str) -> str:
             said = [line for line in run.stderr.splitlines() if line.startswith("ERROR")] or [
                 "no reason given"
             ]
-            raise FailedError(f"environment {environment!r} cannot be installed: {said[0][:200]}")
+            return FailedError(f"environment {environment!r} cannot be installed: {said[0][:200]}")
     done.write_text(requirements.read_text())
     return python
 

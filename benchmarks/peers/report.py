@@ -29,7 +29,7 @@ at* is the same without the sum.
 
 - *random*, *sequential*: in the process itself, files in the page cache. Single rows are gathered in reused
   buffers.
-- *2 workers*: the loader that each library recommends, or torch's; counted from the first batch on.
+- *2 workers*: the loader that each library recommends, or torch's; counted from when each has given a batch.
 - *fresh process*: opening and the first epoch, in random order where the reader has one, without the imports.
 - *cold files*: the same after the files were dropped from the page cache of this system. What lies below it
   may still hold them."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +15,9 @@ from shapes import Source
 
 Batch = Mapping[str, Any] | Sequence[Any]  # arrays or tensors, each [batch, *shape]
 Index = NDArray[np.int64]
+
+
+SMALL_NBYTES = 65_536  # samples below are better read by a list of indices than one by one
 
 
 class UnavailableError(Exception):
@@ -65,6 +70,10 @@ class Opened:
     def loader(self, batch_size: int, workers: int, shuffle: bool) -> Iterable[Batch]:
         raise UnavailableError("it has no loader")
 
+    @property
+    def is_small(self) -> bool:
+        return sum(math.prod(form) * dtype.itemsize for form, dtype in self.fields.values()) < SMALL_NBYTES
+
     def buffers(self, batch: int) -> list[NDArray]:
         """Arrays [batch, *shape], the same at every call: fresh ones cost page faults."""
         if batch not in self._buffers:
@@ -78,8 +87,21 @@ class Opened:
         return self.__dict__ | {"_opened": None, "_buffers": {}}
 
 
+def gathered(arrays: Sequence[NDArray], index: Index, out: list[NDArray], by_list: bool) -> list[NDArray]:
+    """Rows ``index`` of arrays, by one call where rows are small and by one copy a row where they are not."""
+    for array, target in zip(arrays, out, strict=True):
+        if by_list:
+            np.take(array, index, axis=0, out=target, mode="clip")  # "raise" would go through another buffer
+        else:
+            for row, sample in enumerate(index.tolist()):
+                target[row] = array[sample]
+    return out
+
+
 class Rows(Opened):
     """Reads one sample at a time: ``self[i]`` is a dict or tuple of arrays."""
+
+    batched_if_small = True  # a collation of a thousand small samples costs more than reading them
 
     def __getitem__(self, sample: int) -> Any:
         raise NotImplementedError
@@ -95,12 +117,12 @@ class Rows(Opened):
         return out
 
     def loader(self, batch_size: int, workers: int, shuffle: bool) -> Iterable[Batch]:
+        if self.batched_if_small and self.is_small:
+            return batch_loader(_Copies(self), batch_size, workers, shuffle, self.start_method)
         from torch.utils.data import DataLoader
 
         method = self.start_method if workers else None
-        return DataLoader(
-            self, batch_size, shuffle, num_workers=workers, multiprocessing_context=method, pin_memory=False
-        )
+        return DataLoader(self, batch_size, shuffle, num_workers=workers, multiprocessing_context=method)
 
 
 class Batches(Opened):
@@ -113,9 +135,27 @@ class Batches(Opened):
         return self.batch(np.asarray(index))
 
     def loader(self, batch_size: int, workers: int, shuffle: bool) -> Iterable[Batch]:
-        from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+        return batch_loader(self, batch_size, workers, shuffle, self.start_method)
 
-        order = RandomSampler(self) if shuffle else SequentialSampler(self)
-        batches = BatchSampler(order, batch_size, drop_last=False)
-        method = self.start_method if workers else None
-        return DataLoader(self, None, sampler=batches, num_workers=workers, multiprocessing_context=method)
+
+@dataclass(frozen=True)
+class _Copies:
+    """A dataset of batches out of a peer that reuses its buffers: torch sends what it gets later."""
+
+    peer: Opened
+
+    def __getitem__(self, index: list[int]) -> Batch:
+        return [np.array(array) for array in self.peer.batch(np.asarray(index))]
+
+    def __len__(self) -> int:
+        return len(self.peer)
+
+
+def batch_loader(dataset: Any, batch_size: int, workers: int, shuffle: bool, method: str) -> Iterable[Batch]:
+    """torch's loader over a dataset that is indexed by the samples of a whole batch."""
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+    order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
+    sampler = BatchSampler(order, batch_size, drop_last=False)
+    context = method if workers else None
+    return DataLoader(dataset, None, sampler=sampler, num_workers=workers, multiprocessing_context=context)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adapters.base import Batch, Index, Opened
+from adapters.base import Batch, Index, Opened, gathered
 
 
 class CopyLimit(Opened):
@@ -17,11 +17,7 @@ class CopyLimit(Opened):
         return [np.load(self.folder / f"{name}.npy") for name in self.fields]
 
     def batch(self, index: Index) -> Batch:
-        out = self.buffers(len(index))
-        for array, target in zip(self.handle, out, strict=True):
-            for row, sample in enumerate(index.tolist()):
-                target[row] = array[sample]
-        return out
+        return gathered(self.handle, index, self.buffers(len(index)), self.is_small)
 
 
 class Fancy(Opened):

@@ -9,17 +9,11 @@ from typing import Any
 import numpy as np
 from shapes import Source
 
-from adapters.base import Opened, Rows
-
-SMALL_NBYTES = 65_536  # samples below are better read by a list of indices than one by one
-
-
-def is_small(peer: Opened) -> bool:
-    return sum(int(np.prod(form)) * dtype.itemsize for form, dtype in peer.fields.values()) < SMALL_NBYTES
+from adapters.base import Batch, Index, Rows, gathered
 
 
 class Memmap(Rows):
-    """``.npy`` files through numpy.memmap, row by row into reused buffers."""
+    """``.npy`` files through numpy.memmap into reused buffers."""
 
     kept_after_fork = True
 
@@ -29,10 +23,14 @@ class Memmap(Rows):
     def __getitem__(self, sample: int) -> list[np.ndarray]:
         return [array[sample] for array in self.handle]
 
+    def batch(self, index: Index) -> Batch:
+        return gathered(self.handle, index, self.buffers(len(index)), self.is_small)
+
 
 class PickledList(Rows):
-    """A list of dicts, loaded whole into RAM by torch.load."""
+    """A list of dicts, loaded whole into RAM by torch.load; torch's loader collates samples."""
 
+    batched_if_small = False
     kept_after_fork = True
 
     def write(self, folder: Path, source: Source) -> None:

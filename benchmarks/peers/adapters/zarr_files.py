@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from adapters.base import Batch, Batches, Index, Rows
-from adapters.plain import is_small
 
 CACHE_NBYTES = 16 * 1024**2  # of tensorstore: enough for the indices of shards
 
@@ -33,13 +32,8 @@ class ZarrPython(Rows):
     def __getitem__(self, sample: int) -> list[np.ndarray]:
         return [array[sample] for array in self.handle]
 
-    def __getitems__(self, samples: list[int]) -> list[Any]:
-        if is_small(self):
-            return list(zip(*self.batch(np.asarray(samples)), strict=True))
-        return [self[sample] for sample in samples]
-
     def batch(self, index: Index) -> Batch:
-        if not is_small(self):
+        if not self.is_small:
             return super().batch(index)
         order = np.argsort(index)
         back = np.argsort(order)
