@@ -37,9 +37,12 @@ class Run:
         try:
             taken = run()
         except FailedError as reason:
+            say(f"    {reader.name}: {reason}")
             self.results.note(reader, measure, str(reason), failed=not isinstance(reason, NotAvailableError))
         else:
-            self.results.add(reader, measure, taken["samples"] / taken["seconds"])
+            speed = taken["samples"] / taken["seconds"]
+            say(f"    {reader.name}: {speed:,.0f} samples/s")
+            self.results.add(reader, measure, speed)
 
     def write(self) -> None:
         """Every folder once; the readers of what cannot be written are left out."""

@@ -28,7 +28,7 @@ no bound. Every batch is summed up, bounds included, and the sums are compared w
 at* is the same without the sum.
 
 - *random*, *sequential*: in the process itself, files in the page cache. Single rows are gathered in reused
-  buffers.
+  buffers. Torch's threads wait passively (`OMP_WAIT_POLICY`), lest other work on the machine stall collation.
 - *2 workers*: the loader that each library recommends, or torch's; counted from when each has given a batch.
 - *fresh process*: opening and the first epoch, in random order where the reader has one, without the imports.
 - *cold files*: the same after the files were dropped from the page cache of this system. What lies below it
@@ -208,7 +208,7 @@ def plot(results: Sequence[Results], path: Path) -> None:
     marks += [Patch(color="#000000", label="random"), Patch(color="#000000", alpha=0.5, label="2 workers")]
     figure.legend(handles=marks, loc="lower center", ncols=6, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=60)
     plt.close(figure)
 
