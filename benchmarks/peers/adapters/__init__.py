@@ -1,0 +1,1 @@
+"""One class for each way of reading; which library it needs is imported in it."""
