@@ -4,7 +4,7 @@ BIN := .venv/bin
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench peers clean
 
 # torch first and pinned: left to itself pip may take a CUDA build of several gigabytes
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -27,5 +27,9 @@ lint: .venv/installed
 bench: .venv/installed
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+# parbake beside other libraries: makes its own environments in .bench-envs/ (8 GB), takes over an hour
+peers: .venv/installed
+	$(BIN)/python benchmarks/peers
+
 clean:
-	rm -rf .venv build *.egg-info demo.zarr
+	rm -rf .venv .bench-envs build *.egg-info demo.zarr

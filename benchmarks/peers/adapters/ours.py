@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +55,11 @@ class Read(Opened):
         parbake.bake(Copied(source, source.batch), folder, codec=self.codec, progress=False)
 
     def connect(self) -> Any:
-        if self.threads > 1:
-            _wanted(parbake.Store.read, "store.read", "threads")
         return parbake.open_store(self.folder)
 
     def batch(self, index: Index) -> Batch:
         out = dict(zip(self.fields, self.buffers(len(index)), strict=True))
-        options = {"threads": self.threads} if self.threads > 1 else {}
-        return self.handle.read(index, out=out, **options)
+        return self.handle.read(index, out=out, threads=self.threads)
 
 
 class Plain(Opened):
@@ -75,10 +71,7 @@ class Plain(Opened):
         self.threads = threads
 
     def connect(self) -> Any:
-        if self.threads > 1:
-            _wanted(parbake.StoreDataset, "StoreDataset", "threads")
-            return parbake.StoreDataset(self.folder, threads=self.threads)
-        return parbake.StoreDataset(self.folder)
+        return parbake.StoreDataset(self.folder, threads=self.threads)
 
     def batch(self, index: Index) -> Batch:
         from torch.utils.data import default_collate
@@ -97,8 +90,6 @@ class Loader(Opened):
     batch = None
 
     def connect(self) -> Any:
-        if not hasattr(parbake.StoreDataset, "loader"):
-            raise UnavailableError("this parbake has no StoreDataset.loader yet")
         return parbake.StoreDataset(self.folder)
 
     def loader(self, batch_size: int, workers: int, shuffle: bool) -> Iterable[Batch]:
@@ -113,14 +104,7 @@ class Threads(Opened):
     batch = None
 
     def connect(self) -> Any:
-        if not hasattr(parbake, "BatchLoader"):
-            raise UnavailableError("this parbake has no BatchLoader yet")
         return parbake.StoreDataset(self.folder)
 
     def loader(self, batch_size: int, workers: int, shuffle: bool) -> Iterable[Batch]:
         return parbake.BatchLoader(self.handle, batch_size, shuffle, threads=max(1, workers))
-
-
-def _wanted(function: Any, name: str, parameter: str) -> None:
-    if parameter not in inspect.signature(function).parameters:
-        raise UnavailableError(f"this parbake's {name} has no {parameter} yet")
