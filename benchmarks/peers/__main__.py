@@ -117,6 +117,9 @@ class Run:
 
     def fresh(self, rounds: int) -> None:
         """A first epoch in a process that has opened nothing yet: files in the page cache, and dropped."""
+        for folder in dict.fromkeys(reader.folder for reader in self.readers):
+            dropped(self.place.work / folder)  # so that what lies below this system has read all alike
+            warmed(self.place.work / folder)
         for number in range(rounds):
             for measure, prepare in (("first", warmed), ("cold", dropped)):
                 say(f"  round {number + 1}: {measure}")
