@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,12 @@ def _numbers(least: int) -> Callable[[str], tuple[int, ...]]:
     return parse
 
 
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) < math.inf:  # NaN would never be over
+        raise ValueError(text)
+    return seconds
+
+
 @click.command("bench")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
@@ -60,7 +67,7 @@ def _numbers(least: int) -> Callable[[str], tuple[int, ...]]:
 @click.option("--cold", is_flag=True, help="Also measure with files that the kernel was asked to forget.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Parsed("time above 0", _seconds, "0.5"),
     metavar="S",
     help="Time for each setting  [default: 20 s shared by all, 1 s at most]",
 )

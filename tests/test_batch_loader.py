@@ -216,6 +216,20 @@ def test_options_that_cannot_be(ds: StoreDataset, option: str) -> None:
         BatchLoader(ds, 4, **{option: 0})
 
 
+def test_what_is_no_store_dataset_is_refused(ds: StoreDataset) -> None:
+    part = torch.utils.data.Subset(ds, [2, 5, 3])
+    with pytest.raises(RecipeError, match=r"^BatchLoader takes a StoreDataset, not Subset; .*sampler="):
+        BatchLoader(part, 4)  # type: ignore[arg-type]
+
+
+def test_devices_that_are_not_there_are_refused(ds: StoreDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match=r"^device='cuda:1': torch finds no CUDA device here"):
+        BatchLoader(ds, 4, device="cuda:1")
+    with pytest.raises(RecipeError, match=r"^device='cudaa' is no device of torch"):
+        BatchLoader(ds, 4, device="cudaa")
+
+
 # ---- ends
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import functools
+import importlib
 import json
 import linecache
 import logging
@@ -32,7 +33,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from parbake.errors import KeysError, StoreNotFoundError
-from parbake.store import files
+from parbake.store import files, source
 from parbake.store.capture import Captured, capture
 from parbake.store.files import file_sha256
 from parbake.store.keys import canonical
@@ -1078,3 +1079,17 @@ def test_model_loaded_at_the_first_call_is_told_by_its_source(tmp_path: Path) ->
     assert told_of(tmp_path, LAZY.format(5), "(fn(1), fn)[1]") == before
     assert told_of(tmp_path, LAZY.format(6), "fn") != before
     assert told_of(tmp_path, LAZY.format(5).replace("_model = None", "_model = np.ones(3)"), "fn") != before
+
+
+def test_libraries_of_another_environment_are_no_user_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "lib" / "site-packages"
+    folder.mkdir(parents=True)
+    (folder / "elsewhere_installed.py").write_text("def double(x):\n    return 2 * x\n")
+    monkeypatch.syspath_prepend(folder)
+    source._library_roots.cache_clear()
+    try:
+        assert not source.is_user_code(importlib.import_module("elsewhere_installed").double)
+    finally:
+        source._library_roots.cache_clear()

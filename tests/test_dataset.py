@@ -1033,6 +1033,12 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
         StoreDataset(tmp_path / "none.zarr")
 
 
+@pytest.mark.parametrize("option", ["transform", "batch_transform"])
+def test_transforms_that_are_no_functions_are_refused(lz4: Store, option: str) -> None:
+    with pytest.raises(RecipeError, match=f"^{option}=3 is no function"):
+        StoreDataset(lz4, "wave", **{option: 3})  # type: ignore[arg-type]
+
+
 def changed_field(monkeypatch: pytest.MonkeyPatch, store: Store, **changes: Any) -> None:
     x = store.fields["x"]
     fields = {"index": replace(x, layout=replace(x.layout, **changes))}

@@ -10,19 +10,17 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from parbake.errors import ParbakeError
+from parbake.errors import ParbakeError, RecipeError
 from parbake.loaders.batches import batch_nbytes, mapped, read_leased
+from parbake.loaders.dataset import StoreDataset
 from parbake.loaders.epochs import FORKED, Epoch, EpochLoader, Epochs, Numbers
 from parbake.loaders.order import checked_integer
 from parbake.loaders.slots import HELD, Memory, Slots
-
-if TYPE_CHECKING:
-    from parbake.loaders.dataset import StoreDataset
 
 _EXIT_WAIT_S = 2.0  # for threads that are reading when the interpreter ends
 
@@ -61,11 +59,16 @@ class BatchLoader(EpochLoader):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
+        if not isinstance(dataset, StoreDataset):
+            raise RecipeError(
+                f"BatchLoader takes a StoreDataset, not {type(dataset).__name__}; for a Subset give the "
+                "whole and sampler=torch.utils.data.SubsetRandomSampler(subset.indices)"
+            )
         order = Epochs(dataset, batch_size, shuffle=shuffle, sampler=sampler, drop_last=drop_last, seed=seed)
         super().__init__(dataset, order)
         self._threads = checked_integer("threads", threads, 1, None)
         self._ahead = max(checked_integer("prefetch", prefetch, 1, None), self._threads)
-        self._device = torch.device("cpu" if device is None else device)
+        self._device = _present(device)
         self._closed = False
         self._pool: _Pool | None = None
         self._spare: deque[Slots] = deque(maxlen=1)  # from an iteration to the next
@@ -99,6 +102,19 @@ class BatchLoader(EpochLoader):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _present(device: torch.device | str | None) -> torch.device:
+    """``device``, the CPU if None. Raises RecipeError where torch has no such device."""
+    try:
+        found = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError):
+        raise RecipeError(f"device={device!r} is no device of torch; for example 'cuda' or 'cpu'") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(
+            f"device={str(device)!r}: torch finds no CUDA device here; leave it out for the CPU"
+        )
+    return found
 
 
 def _closed() -> ParbakeError:

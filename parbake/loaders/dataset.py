@@ -75,6 +75,9 @@ class StoreDataset(Dataset[Any]):
         self.as_tuple = as_tuple
         self.threads = None if threads is None else checked_integer("threads", threads, 1, None)
         self._crop = crop_of(self.store, self.fields, crop)
+        for name, function in (("transform", transform), ("batch_transform", batch_transform)):
+            if function is not None and not callable(function):
+                raise RecipeError(f"{name}={function!r} is no function")
         self.transform = transform
         self.batch_transform = batch_transform
         self.with_index = with_index

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from parbake import human
 from parbake.errors import ParbakeError
 from parbake.loaders.batch_loader import BatchLoader
 from parbake.loaders.dataset import StoreDataset
@@ -131,12 +132,8 @@ def refusal(
     shared = setting.loader == "DataLoader" and setting.workers > 0
     for what, free in (("memory", memory_nbytes), ("/dev/shm", shared_nbytes if shared else None)):
         if free is not None and wanted > MEMORY_SHARE * free:
-            return f"{_gib(wanted)} of batches, and {_gib(free)} of {what} are free"
+            return f"{human.size(wanted)} of batches, and {human.size(free)} of {what} are free"
     return None
-
-
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / 1024**3:.2g} GiB"
 
 
 # ---- measuring

@@ -44,6 +44,8 @@ def _library_roots() -> tuple[Path, ...]:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     roots = [sysconfig.get_paths()[name] for name in names]
     roots += [*site.getsitepackages(), site.getusersitepackages()]
+    # of another environment, by PYTHONPATH or a .pth file
+    roots += [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     return tuple(Path(root).resolve() for root in roots)
 
 
