@@ -467,3 +467,13 @@ def test_draws_depend_on_seed_and_epoch_alone() -> None:
     assert all(0 <= draw < 2**63 for draw in draws.values())
     # of all versions: what was resumed must go on alike
     assert draws[3, 5] == draw_seed(3, 5) == 4349084659664773726
+
+
+@cheap_kinds
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_what_is_no_state_is_refused(ds: StoreDataset, make: Make, shuffle: bool) -> None:
+    loader = make(ds, 7, shuffle=shuffle)
+    assert "batches of 7 from <parbake.StoreDataset" in repr(loader)
+    for state in (None, [], "epoch"):
+        with pytest.raises(RecipeError, match="a dict is needed"):
+            loader.load_state_dict(state)  # type: ignore[arg-type]

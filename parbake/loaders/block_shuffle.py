@@ -107,6 +107,8 @@ class BlockShuffle:
 
         Raises RecipeError, naming both, when seed, samples, digest, or a block or span that was given differ.
         """
+        if not isinstance(state, Mapping):
+            raise RecipeError(f"sampler state: a dict is needed, not {type(state).__name__}")
         wanted = {"seed": self.order.seed, "n": self.order.n, "digest": self.digest} | self._fixed
         for name in ("seed", "n", "digest", "block", "span", "epoch", "delivered"):
             found = state.get(name, _NOTHING)

@@ -158,14 +158,13 @@ class Epochs:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         blocks = self._resumable()
-        state = dict(state)
-        if self.in_order:
+        if self.in_order and isinstance(state, Mapping):
             if not _UNSHUFFLED.items() <= state.items():
                 raise RecipeError(
                     "loader state: of shuffled samples where this loader gives them in order; resume with "
                     "what the run began with, or begin a new one without its state"
                 )
-            state |= {"block": 1, "span": 1}
+            state = {**state, "block": 1, "span": 1}
         blocks.load_state_dict(state)
         self._begun = self._now = None
 
@@ -213,6 +212,9 @@ class EpochLoader:
     def __init__(self, dataset: StoreDataset, epochs: Epochs) -> None:
         self.dataset = dataset
         self._epochs = epochs
+
+    def __repr__(self) -> str:
+        return f"<parbake.{type(self).__name__}: batches of {self.batch_size} from {self.dataset}>"
 
     @property
     def batch_size(self) -> int:
