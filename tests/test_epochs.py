@@ -127,7 +127,7 @@ def first_two(batch: Any) -> Any:
         {"batch_transform": first_two, "as_tuple": True},
         {"batch_transform": first_two, "as_tuple": True, "transform": tuple},
     ],
-    ids=str,
+    ids=lambda options: "-".join(getattr(value, "__name__", name) for name, value in options.items()),
 )
 def test_batches_equal_those_of_torch(store: Store, make: Make, options: dict[str, Any]) -> None:
     ds = StoreDataset(store, **{"with_index": True} | options)
