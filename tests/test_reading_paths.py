@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
+import resource
+import runpy
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,7 +31,7 @@ from parbake.store.codecs import Chain
 from parbake.store.gather import gather
 from parbake.store.index import Window
 from parbake.store.layout import Field
-from parbake.store.opened import MappedFile
+from parbake.store.opened import MappedFile, PreadFile
 from parbake.store.store import Store, open_store
 
 SAMPLES = 61
@@ -328,6 +331,66 @@ def test_a_fork_while_a_thread_decodes(lz4: Store, monkeypatch: pytest.MonkeyPat
     assert found == VALUES["count"][[1]].tobytes()
 
 
+def test_several_threads_are_the_first_to_read_after_a_fork(
+    lz4: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them waits for a lock that a thread of the parent held."""
+    lz4.read([0], ("count",))
+    monkeypatch.setattr(lz4.reader, "_process", -1)  # as in a child
+    second = threading.Event()
+    real = reader.threading.local
+
+    def local() -> Any:
+        second.wait(1)  # the other thread has time to pass
+        return real()
+
+    def read(_: int) -> None:
+        lz4.read([9], ("count",))
+        second.set()
+
+    with lz4.reader._decoded["count"]._lock, monkeypatch.context() as patch:
+        patch.setattr(reader.threading, "local", local)
+        threads = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+
+
+def test_what_was_decoded_may_be_dropped_at_any_moment(lz4: Store) -> None:
+    """By ``reserve`` or ``close`` in another thread."""
+
+    class Dropped(dict[str, Any]):
+        def __contains__(self, name: object) -> bool:
+            found = super().__contains__(name)
+            self.clear()  # right after it was looked for
+            return found
+
+    lz4.reader._decoded = Dropped()
+    for sample in (3, 3, 50):
+        assert same(lz4.read([sample], ("count",))["count"], VALUES["count"][[sample]])
+
+
+@pytest.mark.parametrize("checksums", ["first", "always"])
+def test_the_bytes_that_were_checked_are_those_decoded(
+    paths: dict[str, Path], checksums: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a map each look at a file may give other bytes."""
+    gets: list[tuple[int, int]] = []
+    real = PreadFile.get
+
+    def get(self: PreadFile, start: int, stop: int) -> NDArray[np.uint8]:
+        gets.append((start, stop))
+        return real(self, start, stop)
+
+    with open_store(paths["lz4"], mmap=False, checksums=checksums) as store:
+        store.will_need([5], ("count",))
+        monkeypatch.setattr(PreadFile, "get", get)
+        store.read([5], ("count",))
+        assert len(gets) == 1
+
+
 # ---- memory
 
 
@@ -389,3 +452,17 @@ def test_the_kernel_takes_the_hint(paths: dict[str, Path], mmap: bool) -> None:
     with open_store(paths["lz4"], mmap=mmap) as store:
         store.will_need(range(SAMPLES))
         assert same(store.read([60], ("wave",))["wave"], VALUES["wave"][[60]])
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_systems_that_take_no_hints(
+    paths: dict[str, Path], mmap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS has no posix_fadvise and counts the faults of a process only."""
+    monkeypatch.delattr(os, "posix_fadvise")
+    monkeypatch.delattr(resource, "RUSAGE_THREAD")
+    found = runpy.run_path(reader.__file__)
+    monkeypatch.setattr("parbake.store.store.Reader", found["Reader"])
+    with open_store(paths["lz4"], mmap=mmap) as store:
+        for _ in range(2):
+            assert same(store.read([60], ("wave",))["wave"], VALUES["wave"][[60]])

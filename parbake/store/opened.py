@@ -59,7 +59,8 @@ class PreadFile:
 
     def will_need(self, start: int, stop: int) -> None:
         """Ask the kernel to begin reading bytes [start, stop)."""
-        os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
 
     def __del__(self) -> None:
         os.close(self._descriptor)

@@ -37,6 +37,7 @@ CACHE_NBYTES = 32 * 1024**2
 _THREAD_NBYTES = 1 << 20  # less than this a thread is not worth its start
 _SCRATCH_NBYTES = 4 << 20
 _reader_numbers = itertools.count()
+_FAULTS_OF = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)  # macOS does not count by thread
 
 
 class Reader:
@@ -67,11 +68,11 @@ class Reader:
 
     def _begin(self) -> None:
         """In this process: nothing is decoded, and nobody holds a lock of a parent's thread."""
-        self._process = os.getpid()
         self._local = threading.local()
         self._lock = threading.Lock()
         self._decoded: dict[str, DecodedChunks] = {}
         self._asked: dict[str, NDArray[np.bool_]] = {}  # chunks that the kernel was asked for
+        self._process = os.getpid()  # last: a thread that finds it goes on with all of these
 
     def close(self) -> None:
         """Release the files and the folder; views handed out stay valid."""
@@ -99,7 +100,9 @@ class Reader:
         if out.nbytes == 0:
             return
         if self._process != os.getpid():
-            self._begin()
+            with open_shards.lock:  # several threads of the child may come first
+                if self._process != os.getpid():
+                    self._begin()
         self.will_need(name, index)
         threads = min(threads, 1 + out.nbytes // _THREAD_NBYTES)
         if window is not None:
@@ -129,10 +132,10 @@ class Reader:
         """
         field = self.maps[name]
         chunks = index // field.layout.chunk_samples
-        if name not in self._asked:
-            self._asked[name] = np.zeros(field.chunks, np.bool_)  # its pages are touched as they are used
-        asked = self._asked[name]
-        faults = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+        asked = self._asked.get(name)
+        if asked is None:
+            asked = self._asked[name] = np.zeros(field.chunks, np.bool_)  # its pages are touched as needed
+        faults = resource.getrusage(_FAULTS_OF).ru_majflt
         if faults == getattr(self._local, "faults", faults):
             chunks = chunks[~asked[chunks]]
         self._local.faults = faults
@@ -310,7 +313,8 @@ class Reader:
     def _cache(self, field: FieldMap) -> DecodedChunks:
         """Decoded chunks of this process; each field has room for about as many samples."""
         with self._lock:
-            if field.name not in self._decoded or self._checksums == "always":
+            decoded = self._decoded.get(field.name)
+            if decoded is None or self._checksums == "always":
                 total = sum(f.layout.sample_nbytes for f in self.maps.values() if self._is_cached(f))
                 share = self.cache_nbytes * field.layout.sample_nbytes // total
                 slots = min(max(1, share // field.layout.chunk_nbytes), field.chunks)
@@ -318,7 +322,7 @@ class Reader:
                 if self._checksums == "always":  # what is kept would be checked no more
                     return decoded
                 self._decoded[field.name] = decoded
-            return self._decoded[field.name]
+            return decoded
 
     def _scratch(self, nbytes: int) -> NDArray[np.uint8]:
         buffer: NDArray[np.uint8] | None = getattr(self._local, "scratch", None)
@@ -328,11 +332,15 @@ class Reader:
 
     def _decode(self, field: FieldMap, chunk: int, out: NDArray[np.uint8]) -> None:
         """One chunk into ``out``, bytes [chunk_nbytes]."""
-        payload = self._payload(field, chunk)
+        number, entry = divmod(chunk, field.layout.chunks_per_shard)
+        shard = self._shard(field, number)
+        if not shard.admitted[entry]:  # what is decoded are the very bytes that were checked
+            self._read_first(field, shard, entry, out)
+            return
         try:
-            field.chain.decode(payload, out)
+            field.chain.decode(shard.file.get(shard.starts[entry], shard.stops[entry]), out)
         except CodecError as error:
-            raise self._damaged(field, *divmod(chunk, field.layout.chunks_per_shard), error) from None
+            raise self._damaged(field, number, entry, error) from None
 
     def _raw_sample(self, field: FieldMap, sample: int) -> NDArray[Any]:
         """A view of one sample in the map, byte order as on disk."""
