@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from parbake.store.codecs import Chain
 from parbake.store.gather import gather
 from parbake.store.index import Window
 from parbake.store.layout import Field
-from parbake.store.opened import MappedFile, PreadFile
+from parbake.store.opened import ChunkAddresses, MappedFile, PreadFile, Shard, open_shards
 from parbake.store.store import Store, open_store
 
 SAMPLES = 61
@@ -302,6 +303,73 @@ def test_an_error_in_a_thread_reaches_the_caller(lz4: Store, monkeypatch: pytest
     monkeypatch.setattr(Chain, "decode", decode)
     with pytest.raises(MemoryError, match="in this thread"):
         lz4.read([0, 10, 20, 30, 40, 50], ("wave",), threads=3)
+
+
+def test_an_interrupted_read_waits_for_its_threads(lz4: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They write into memory that the caller is about to use for something else."""
+    monkeypatch.setattr(reader, "_THREAD_NBYTES", 1)
+    inside, ended = threading.Event(), []
+    real = Chain.decode
+
+    def decode(self: Chain, payload: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            for _ in range(2):  # while it is read, and while the threads are waited for
+                signal.raise_signal(signal.SIGINT)
+                interrupted.acquire(timeout=1)
+            ended.append(1)
+        else:
+            inside.wait(60)
+        real(self, payload, out)
+
+    def interrupt(*_: object) -> None:
+        interrupted.release()
+        raise KeyboardInterrupt
+
+    interrupted = threading.Semaphore(0)
+    monkeypatch.setattr(Chain, "decode", decode)
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lz4.read([0, 30], ("wave",), threads=2)
+        assert ended == [1]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_fork_while_a_thread_closes_a_file(paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child knows no address of a map that it does not hold as open."""
+    inside, forked = threading.Event(), threading.Event()
+    real = ChunkAddresses.forget
+
+    def forget(self: ChunkAddresses, shard: Shard) -> None:
+        if not inside.is_set():
+            inside.set()
+            forked.wait(1)
+        real(self, shard)
+
+    def strays() -> list[int]:
+        with open_shards.lock:
+            known = store.reader._addresses["count"]
+            still = [shard.number for shard in open_shards._shards.values()]
+            return [number for number in known._held if number not in still]
+
+    with open_store(paths["raw"]) as store:
+        store.read(range(SAMPLES), ("count",))
+        monkeypatch.setattr(opened, "OPEN_FILES_MAX", 2)
+        monkeypatch.setattr(ChunkAddresses, "forget", forget)
+        thread = threading.Thread(target=lambda: store.read([0], ("wave",)))
+        thread.start()
+        inside.wait(60)
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe(duplex=False)
+        child = context.Process(target=lambda: there.send(strays()))
+        child.start()
+        forked.set()
+        found = here.recv() if here.poll(60) else "waits for ever"
+        child.join()
+        thread.join()
+        assert found == []
 
 
 def test_a_fork_while_a_thread_decodes(lz4: Store, monkeypatch: pytest.MonkeyPatch) -> None:

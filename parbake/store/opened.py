@@ -90,10 +90,15 @@ class OpenShards:
     def __init__(self) -> None:
         self._shards: OrderedDict[tuple[int, str, int], Shard] = OrderedDict()
         self._renew_lock()
-        os.register_at_fork(after_in_child=self._renew_lock)
+        # a fork waits until no other thread is between closing a file and forgetting its addresses
+        os.register_at_fork(
+            before=lambda: self.lock.acquire(),
+            after_in_parent=lambda: self.lock.release(),
+            after_in_child=self._renew_lock,
+        )
 
     def _renew_lock(self) -> None:
-        # new in a forked child: another thread may have held it. Reentrant: the garbage collector may end
+        # new in a forked child, in which it is held. Reentrant: the garbage collector may end
         # another reader, which drops its shards, in the thread that holds it
         self.lock = threading.RLock()
 
@@ -110,17 +115,17 @@ class OpenShards:
             shard = self._shards.setdefault(key, shard)
             shard.is_open = True
             while len(self._shards) > OPEN_FILES_MAX:
-                self._end(next(iter(self._shards)))
+                self._end(self._shards.popitem(last=False)[1])
             return shard
 
     def drop(self, reader: int) -> None:
         with self.lock:
             for key in list(self._shards):
                 if key[0] == reader:
-                    self._end(key)
+                    self._end(self._shards.pop(key))
 
-    def _end(self, key: tuple[int, str, int]) -> None:
-        shard = self._shards.pop(key)
+    @staticmethod
+    def _end(shard: Shard) -> None:
         shard.is_open = False
         shard.addresses.forget(shard)
 
