@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import resource
 import runpy
 import signal
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -256,6 +258,69 @@ def test_files_closed_under_a_gather_leave_no_address_behind(
             assert sum(len(known._held) for known in store.reader._addresses.values()) <= 2
 
 
+def test_a_gather_from_more_files_than_may_be_open(
+    paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opened, "OPEN_FILES_MAX", 2)
+    monkeypatch.setattr(reader, "OPEN_FILES_MAX", 2)
+    alive: weakref.WeakSet[MappedFile] = weakref.WeakSet()
+    most = 0
+    real = MappedFile.__init__
+
+    def init(self: MappedFile, descriptor: int, nbytes: int) -> None:
+        nonlocal most
+        real(self, descriptor, nbytes)
+        alive.add(self)
+        most = max(most, len(alive))
+
+    monkeypatch.setattr(MappedFile, "__init__", init)
+    index = np.random.default_rng(0).integers(0, SAMPLES, 90)
+    with open_store(paths["raw"]) as store:
+        for _ in range(2):
+            assert same(store.read(index, ("count",))["count"], VALUES["count"][index])
+    assert most <= 2 + 2 + 1  # open, held by the gather, and the one that is opened
+
+
+@pytest.mark.parametrize(
+    ("axis", "start"), [(0, 22), (0, -1), (2, 0), (-1, 0)], ids=["end", "begin", "axis", "last axis"]
+)
+def test_windows_beyond_a_sample_are_refused(raw: Store, axis: int, start: int) -> None:
+    """A slice of what is left, or of another place, would fill the row all the same."""
+    for store in (raw, ComputedStore(Loaf(SAMPLES))):
+        with pytest.raises(IndexError, match="field 'wave': ") as caught:
+            store.read([3, 4], ("wave",), windows={"wave": Window(axis, 3, np.array([0, start]))})
+        assert "\n" not in str(caught.value)
+
+
+def test_too_many_open_files_are_no_damage(raw: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw.read([0], ("wave",))
+    real = os.open
+
+    def none_left(name: Any, *args: Any, **options: Any) -> int:
+        if "dir_fd" in options:
+            raise OSError(errno.EMFILE, "Too many open files", name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(os, "open", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        raw.read([60], ("wave",))
+
+
+def test_a_store_that_another_thread_closes_in_the_middle(
+    raw: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.read([0], ("wave",))
+    real = os.stat
+
+    def closed(*args: Any, **options: Any) -> os.stat_result:
+        raw.folder.close()
+        return real(*args, **options)
+
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(ValueError, match="the store is closed"):
+        raw.read([60], ("wave",))
+
+
 def in_threads(work: Callable[[int], None], count: int) -> list[BaseException]:
     errors: list[BaseException] = []
 
@@ -351,8 +416,8 @@ def test_a_fork_while_a_thread_closes_a_file(paths: dict[str, Path], monkeypatch
     def strays() -> list[int]:
         with open_shards.lock:
             known = store.reader._addresses["count"]
-            still = [shard.number for shard in open_shards._shards.values()]
-            return [number for number in known._held if number not in still]
+            still = list(open_shards._shards.values())
+            return [number for number, shard in known._held.items() if shard not in still]
 
     with open_store(paths["raw"]) as store:
         store.read(range(SAMPLES), ("count",))
@@ -370,6 +435,30 @@ def test_a_fork_while_a_thread_closes_a_file(paths: dict[str, Path], monkeypatch
         child.join()
         thread.join()
         assert found == []
+
+
+def test_a_fork_while_a_thread_computes() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def trap(start: int, stop: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            go_on.wait(60)
+
+    store = ComputedStore(Loaf(SAMPLES, trap=trap))
+    thread = threading.Thread(target=lambda: store.read([0]))
+    thread.start()
+    inside.wait(60)
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: there.send(store.read([1])["count"].tobytes()))
+    child.start()
+    found = here.recv() if here.poll(20) else b"waits for ever"
+    child.kill()
+    child.join()
+    go_on.set()
+    thread.join()
+    assert found == VALUES["count"][[1]].tobytes()
 
 
 def test_a_fork_while_a_thread_decodes(lz4: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from parbake.store.decoded import DecodedChunks
 from parbake.store.gather import gather
 from parbake.store.index import Window, ascending
 from parbake.store.opened import (
+    OPEN_FILES_MAX,
     ChunkAddresses,
     File,
     MappedFile,
@@ -179,7 +180,14 @@ class Reader:
     ) -> None:
         layout = field.layout
         if self._is_gathered(field):
-            self._gather(field, index, rows)
+            if len(index) <= OPEN_FILES_MAX or layout.shard_count(field.samples) <= OPEN_FILES_MAX:
+                self._gather(field, index, rows)
+                return
+            order, index = ascending(index)
+            groups = index // (layout.shard_samples * OPEN_FILES_MAX)
+            edges = [*np.flatnonzero(np.diff(groups, prepend=-1)).tolist(), len(index)]
+            for start, stop in itertools.pairwise(edges):  # a gather holds all the files that it reads
+                self._gather(field, index[start:stop], rows, order[start:stop])
             return
         order, index = ascending(index)
         if layout.chunk_samples == 1:
@@ -216,7 +224,13 @@ class Reader:
             except CodecError as error:
                 raise self._damaged(field, number, entry, error) from None
 
-    def _gather(self, field: FieldMap, index: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
+    def _gather(
+        self,
+        field: FieldMap,
+        index: NDArray[np.int64],
+        rows: NDArray[np.uint8],
+        places: NDArray[np.int64] | None = None,
+    ) -> None:
         """Small samples out of the maps, without a Python step a sample."""
         chunks, within = np.divmod(index, field.layout.chunk_samples)
         known = self._addresses[field.name]
@@ -233,7 +247,7 @@ class Reader:
                 known.put(chunk, shard, int(found[i]))
                 touched.append(shard)
             addresses[unknown] = found[inverse]
-        gather(addresses + within * field.layout.sample_nbytes, rows)
+        gather(addresses + within * field.layout.sample_nbytes, rows, places)
         del kept, touched
 
     def _read_chunks(
