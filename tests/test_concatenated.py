@@ -28,6 +28,7 @@ from parbake.store import layout
 from parbake.store.codecs import Chain
 from parbake.store.concatenated import Concatenated, concatenated
 from parbake.store.layout import Field
+from parbake.store.reader import Reader
 from parbake.store.samples import Samples
 from parbake.store.store import open_store
 
@@ -184,6 +185,27 @@ def test_samples_with_a_chunk_each_are_read_without_a_copy(
     np.testing.assert_array_equal(out["x"], np.repeat(values[index], 400).reshape(-1, 400))
     assert all(np.shares_memory(array, out["x"]) for array in given)
     assert sum(map(len, given)) == len(index)
+
+
+def test_a_producer_computes_each_sample_of_a_batch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though some fields have a chunk a sample and others share them."""
+    monkeypatch.setattr(layout, "CHUNK_NBYTES", 100)
+    log = tmp_path / "log"
+    one, other = (ComputedStore(Loaf(samples=5, seed=seed, log=log)) for seed in (0, 1))
+    concatenated([concatenated([one, other]), one]).read([0, 5, 1, 6, 2, 7])
+    assert [line.split()[:2] for line in log.read_text().splitlines()] == [["0", "3"]] * 2
+
+
+def test_only_the_fields_that_it_shows_are_asked_for(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Reader, "will_need", lambda _, name, index: asked.append(name))
+    with concatenated(paths, ("f0",)) as whole:
+        whole.will_need([0])
+    assert asked == ["f0"]
 
 
 def test_fewer_samples_end_within_any_part(both: Concatenated) -> None:

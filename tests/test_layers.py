@@ -39,7 +39,7 @@ ROOMS = {
     "human": {"errors"},
     "store": {"errors", "settings", "store"},
     "producers": {"errors", "settings", "store", "producers"},
-    "loaders": {"errors", "settings", "store", "loaders"},
+    "loaders": {"errors", "settings", "human", "store", "loaders"},
     "progress": {"errors", "settings", "human", "store"},
     "cli": {"errors", "settings", "human", "store", "producers", "loaders", "progress", "cli"},
     "__main__": {"cli"},

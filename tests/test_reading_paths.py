@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
+import os
+import resource
+import runpy
+import signal
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +34,7 @@ from parbake.store.codecs import Chain
 from parbake.store.gather import gather
 from parbake.store.index import Window
 from parbake.store.layout import Field
-from parbake.store.opened import MappedFile
+from parbake.store.opened import ChunkAddresses, MappedFile, PreadFile, Shard, open_shards
 from parbake.store.store import Store, open_store
 
 SAMPLES = 61
@@ -252,6 +258,69 @@ def test_files_closed_under_a_gather_leave_no_address_behind(
             assert sum(len(known._held) for known in store.reader._addresses.values()) <= 2
 
 
+def test_a_gather_from_more_files_than_may_be_open(
+    paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opened, "OPEN_FILES_MAX", 2)
+    monkeypatch.setattr(reader, "OPEN_FILES_MAX", 2)
+    alive: weakref.WeakSet[MappedFile] = weakref.WeakSet()
+    most = 0
+    real = MappedFile.__init__
+
+    def init(self: MappedFile, descriptor: int, nbytes: int) -> None:
+        nonlocal most
+        real(self, descriptor, nbytes)
+        alive.add(self)
+        most = max(most, len(alive))
+
+    monkeypatch.setattr(MappedFile, "__init__", init)
+    index = np.random.default_rng(0).integers(0, SAMPLES, 90)
+    with open_store(paths["raw"]) as store:
+        for _ in range(2):
+            assert same(store.read(index, ("count",))["count"], VALUES["count"][index])
+    assert most <= 2 + 2 + 1  # open, held by the gather, and the one that is opened
+
+
+@pytest.mark.parametrize(
+    ("axis", "start"), [(0, 22), (0, -1), (2, 0), (-1, 0)], ids=["end", "begin", "axis", "last axis"]
+)
+def test_windows_beyond_a_sample_are_refused(raw: Store, axis: int, start: int) -> None:
+    """A slice of what is left, or of another place, would fill the row all the same."""
+    for store in (raw, ComputedStore(Loaf(SAMPLES))):
+        with pytest.raises(IndexError, match="field 'wave': ") as caught:
+            store.read([3, 4], ("wave",), windows={"wave": Window(axis, 3, np.array([0, start]))})
+        assert "\n" not in str(caught.value)
+
+
+def test_too_many_open_files_are_no_damage(raw: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw.read([0], ("wave",))
+    real = os.open
+
+    def none_left(name: Any, *args: Any, **options: Any) -> int:
+        if "dir_fd" in options:
+            raise OSError(errno.EMFILE, "Too many open files", name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(os, "open", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        raw.read([60], ("wave",))
+
+
+def test_a_store_that_another_thread_closes_in_the_middle(
+    raw: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.read([0], ("wave",))
+    real = os.stat
+
+    def closed(*args: Any, **options: Any) -> os.stat_result:
+        raw.folder.close()
+        return real(*args, **options)
+
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(ValueError, match="the store is closed"):
+        raw.read([60], ("wave",))
+
+
 def in_threads(work: Callable[[int], None], count: int) -> list[BaseException]:
     errors: list[BaseException] = []
 
@@ -301,6 +370,97 @@ def test_an_error_in_a_thread_reaches_the_caller(lz4: Store, monkeypatch: pytest
         lz4.read([0, 10, 20, 30, 40, 50], ("wave",), threads=3)
 
 
+def test_an_interrupted_read_waits_for_its_threads(lz4: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They write into memory that the caller is about to use for something else."""
+    monkeypatch.setattr(reader, "_THREAD_NBYTES", 1)
+    inside, ended = threading.Event(), []
+    real = Chain.decode
+
+    def decode(self: Chain, payload: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            for _ in range(2):  # while it is read, and while the threads are waited for
+                signal.raise_signal(signal.SIGINT)
+                interrupted.acquire(timeout=1)
+            ended.append(1)
+        else:
+            inside.wait(60)
+        real(self, payload, out)
+
+    def interrupt(*_: object) -> None:
+        interrupted.release()
+        raise KeyboardInterrupt
+
+    interrupted = threading.Semaphore(0)
+    monkeypatch.setattr(Chain, "decode", decode)
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lz4.read([0, 30], ("wave",), threads=2)
+        assert ended == [1]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_fork_while_a_thread_closes_a_file(paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child knows no address of a map that it does not hold as open."""
+    inside, forked = threading.Event(), threading.Event()
+    real = ChunkAddresses.forget
+
+    def forget(self: ChunkAddresses, shard: Shard) -> None:
+        if not inside.is_set():
+            inside.set()
+            forked.wait(1)
+        real(self, shard)
+
+    def strays() -> list[int]:
+        with open_shards.lock:
+            known = store.reader._addresses["count"]
+            still = list(open_shards._shards.values())
+            return [number for number, shard in known._held.items() if shard not in still]
+
+    with open_store(paths["raw"]) as store:
+        store.read(range(SAMPLES), ("count",))
+        monkeypatch.setattr(opened, "OPEN_FILES_MAX", 2)
+        monkeypatch.setattr(ChunkAddresses, "forget", forget)
+        thread = threading.Thread(target=lambda: store.read([0], ("wave",)))
+        thread.start()
+        inside.wait(60)
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe(duplex=False)
+        child = context.Process(target=lambda: there.send(strays()))
+        child.start()
+        forked.set()
+        found = here.recv() if here.poll(60) else "waits for ever"
+        child.join()
+        thread.join()
+        assert found == []
+
+
+def test_a_fork_while_a_thread_computes() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def trap(start: int, stop: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            go_on.wait(60)
+
+    store = ComputedStore(Loaf(SAMPLES, trap=trap))
+    thread = threading.Thread(target=lambda: store.read([0]))
+    thread.start()
+    inside.wait(60)
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: there.send(store.read([1])["count"].tobytes()))
+    child.start()
+    found = here.recv() if here.poll(20) else b"waits for ever"
+    child.kill()
+    child.join()
+    go_on.set()
+    thread.join()
+    assert found == VALUES["count"][[1]].tobytes()
+
+
 def test_a_fork_while_a_thread_decodes(lz4: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child waits for nobody: the thread that holds the lock is not in it."""
     inside, go_on = threading.Event(), threading.Event()
@@ -326,6 +486,66 @@ def test_a_fork_while_a_thread_decodes(lz4: Store, monkeypatch: pytest.MonkeyPat
     go_on.set()
     thread.join()
     assert found == VALUES["count"][[1]].tobytes()
+
+
+def test_several_threads_are_the_first_to_read_after_a_fork(
+    lz4: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them waits for a lock that a thread of the parent held."""
+    lz4.read([0], ("count",))
+    monkeypatch.setattr(lz4.reader, "_process", -1)  # as in a child
+    second = threading.Event()
+    real = reader.threading.local
+
+    def local() -> Any:
+        second.wait(1)  # the other thread has time to pass
+        return real()
+
+    def read(_: int) -> None:
+        lz4.read([9], ("count",))
+        second.set()
+
+    with lz4.reader._decoded["count"]._lock, monkeypatch.context() as patch:
+        patch.setattr(reader.threading, "local", local)
+        threads = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+
+
+def test_what_was_decoded_may_be_dropped_at_any_moment(lz4: Store) -> None:
+    """By ``reserve`` or ``close`` in another thread."""
+
+    class Dropped(dict[str, Any]):
+        def __contains__(self, name: object) -> bool:
+            found = super().__contains__(name)
+            self.clear()  # right after it was looked for
+            return found
+
+    lz4.reader._decoded = Dropped()
+    for sample in (3, 3, 50):
+        assert same(lz4.read([sample], ("count",))["count"], VALUES["count"][[sample]])
+
+
+@pytest.mark.parametrize("checksums", ["first", "always"])
+def test_the_bytes_that_were_checked_are_those_decoded(
+    paths: dict[str, Path], checksums: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a map each look at a file may give other bytes."""
+    gets: list[tuple[int, int]] = []
+    real = PreadFile.get
+
+    def get(self: PreadFile, start: int, stop: int) -> NDArray[np.uint8]:
+        gets.append((start, stop))
+        return real(self, start, stop)
+
+    with open_store(paths["lz4"], mmap=False, checksums=checksums) as store:
+        store.will_need([5], ("count",))
+        monkeypatch.setattr(PreadFile, "get", get)
+        store.read([5], ("count",))
+        assert len(gets) == 1
 
 
 # ---- memory
@@ -389,3 +609,17 @@ def test_the_kernel_takes_the_hint(paths: dict[str, Path], mmap: bool) -> None:
     with open_store(paths["lz4"], mmap=mmap) as store:
         store.will_need(range(SAMPLES))
         assert same(store.read([60], ("wave",))["wave"], VALUES["wave"][[60]])
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_systems_that_take_no_hints(
+    paths: dict[str, Path], mmap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS has no posix_fadvise and counts the faults of a process only."""
+    monkeypatch.delattr(os, "posix_fadvise")
+    monkeypatch.delattr(resource, "RUSAGE_THREAD")
+    found = runpy.run_path(reader.__file__)
+    monkeypatch.setattr("parbake.store.store.Reader", found["Reader"])
+    with open_store(paths["lz4"], mmap=mmap) as store:
+        for _ in range(2):
+            assert same(store.read([60], ("wave",))["wave"], VALUES["wave"][[60]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,30 @@ from parbake.errors import ParbakeError, ProducerError, described
 from parbake.store.document import StoredField
 from parbake.store.keys import Producer
 
+
+class _Turn:
+    """A reentrant lock that a forked child need not wait for: a thread of the parent may have held it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        os.register_at_fork(after_in_child=self._free)
+
+    def _free(self) -> None:
+        if self._lock.acquire(blocking=False):  # free, or of the thread that forked, which gives it back
+            self._lock.release()
+        else:
+            self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 # held until a batch is copied: in one process produce() runs on one thread at a time, whatever executor
 # the slabs are given to; reentrant: a producer may bake another
-producing = threading.RLock()
+producing = _Turn()
 
 
 @dataclass

@@ -47,6 +47,10 @@ class ComputedStore(Samples):
         return self._fields
 
     @property
+    def is_stored(self) -> bool:
+        return False
+
+    @property
     def digest(self) -> str:
         """Digest of the shared invalidation keys."""
         return self.invalidation_keys.digest

@@ -118,7 +118,9 @@ class Concatenated(Samples):
             part, rows = self.parts[number], np.flatnonzero(owner == number)
             own = numbers[rows] - (int(self._ends[number]) - part.samples)
             # Straight into adjoining rows. Where samples share chunks, in one go: each chunk decodes once.
-            alone = [name for name in names if part.fields[name].layout.chunk_samples == 1]
+            # Nor is a producer to compute twice, or sample by sample, what it can do at once.
+            chunks = {name: part.fields[name].layout.chunk_samples for name in names}
+            alone = [name for name in names if chunks[name] == 1 and part.is_stored]
             shared = [name for name in names if name not in alone]
             for start, stop in _runs(rows):
                 if alone:
@@ -138,11 +140,16 @@ class Concatenated(Samples):
         return result
 
     def will_need(self, index: Index, fields: Sequence[str] | None = None) -> None:
+        names = self.chosen(fields)  # of the parts' only those shown here
         numbers = normalised_index(index, self.samples)
         owner = np.searchsorted(self._ends, numbers, side="right")
         for number in np.unique(owner).tolist():
             part = self.parts[number]
-            part.will_need(numbers[owner == number] - (int(self._ends[number]) - part.samples), fields)
+            part.will_need(numbers[owner == number] - (int(self._ends[number]) - part.samples), names)
+
+    @property
+    def is_stored(self) -> bool:
+        return all(part.is_stored for part in self.parts)
 
     def reserve(self, samples: int) -> None:
         for part in self.parts:

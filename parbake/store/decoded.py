@@ -64,4 +64,5 @@ class DecodedChunks:
     ) -> None:
         for chunk, slot in zip(chunks.tolist(), slots.tolist(), strict=True):
             decode(chunk, self._memory[slot])
-            self._slot_of[chunk], self._chunk_of[slot], self._used[slot] = slot + 1, chunk, self._reads
+            # this order: a slot that a chunk is found in knows it, or would keep it when it gives way
+            self._chunk_of[slot], self._used[slot], self._slot_of[chunk] = chunk, self._reads, slot + 1

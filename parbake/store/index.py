@@ -20,6 +20,19 @@ class Window:
     length: int
     starts: NDArray[np.int64]
 
+    def check(self, field: str, sample_shape: tuple[int, ...], samples: int) -> None:
+        """Raises IndexError for parts that do not lie within samples, as of a slice NumPy would not."""
+        if not 0 <= self.axis < len(sample_shape):
+            raise IndexError(f"field {field!r}: a window along axis {self.axis} of {len(sample_shape)}")
+        if self.starts.shape != (samples,):
+            raise IndexError(f"field {field!r}: {self.starts.shape} windows for {samples} samples")
+        last = sample_shape[self.axis] - self.length
+        if samples and not 0 <= int(self.starts.min()) <= int(self.starts.max()) <= last:
+            raise IndexError(
+                f"field {field!r}: windows of {self.length} elements begin at "
+                f"{self.starts.min()} to {self.starts.max()}; the last of {sample_shape[self.axis]} at {last}"
+            )
+
     def shape(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of a sample's part."""
         return (*sample_shape[: self.axis], self.length, *sample_shape[self.axis + 1 :])

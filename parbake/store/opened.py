@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -20,6 +21,7 @@ from parbake.errors import StoreReplacedError
 from parbake.store.chunkmap import ChunkIndex
 from parbake.store.codecs import CodecError
 
+_NO_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF}  # of the file that is to be opened
 OPEN_FILES_MAX = 256  # in one process, over all stores; each costs a descriptor and a map
 
 
@@ -59,7 +61,8 @@ class PreadFile:
 
     def will_need(self, start: int, stop: int) -> None:
         """Ask the kernel to begin reading bytes [start, stop)."""
-        os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
 
     def __del__(self) -> None:
         os.close(self._descriptor)
@@ -89,10 +92,15 @@ class OpenShards:
     def __init__(self) -> None:
         self._shards: OrderedDict[tuple[int, str, int], Shard] = OrderedDict()
         self._renew_lock()
-        os.register_at_fork(after_in_child=self._renew_lock)
+        # a fork waits until no other thread is between closing a file and forgetting its addresses
+        os.register_at_fork(
+            before=lambda: self.lock.acquire(),
+            after_in_parent=lambda: self.lock.release(),
+            after_in_child=self._renew_lock,
+        )
 
     def _renew_lock(self) -> None:
-        # new in a forked child: another thread may have held it. Reentrant: the garbage collector may end
+        # new in a forked child, in which it is held. Reentrant: the garbage collector may end
         # another reader, which drops its shards, in the thread that holds it
         self.lock = threading.RLock()
 
@@ -109,17 +117,17 @@ class OpenShards:
             shard = self._shards.setdefault(key, shard)
             shard.is_open = True
             while len(self._shards) > OPEN_FILES_MAX:
-                self._end(next(iter(self._shards)))
+                self._end(self._shards.popitem(last=False)[1])
             return shard
 
     def drop(self, reader: int) -> None:
         with self.lock:
             for key in list(self._shards):
                 if key[0] == reader:
-                    self._end(key)
+                    self._end(self._shards.pop(key))
 
-    def _end(self, key: tuple[int, str, int]) -> None:
-        shard = self._shards.pop(key)
+    @staticmethod
+    def _end(shard: Shard) -> None:
         shard.is_open = False
         shard.addresses.forget(shard)
 
@@ -182,16 +190,18 @@ class OpenFolder:
     def open(self, name: str) -> int:
         """A descriptor of a plain file below, following no link.
 
-        Raises FileNotFoundError, CodecError, StoreReplacedError.
+        Raises FileNotFoundError, CodecError, StoreReplacedError; ValueError when closed.
         """
         try:
             return open_beneath(self.descriptor, name)
-        except FileNotFoundError:
-            self._raise_if_replaced()
+        except (OSError, CodecError) as error:
+            descriptor = self.descriptor  # raises, where another thread closed it meanwhile
+            if isinstance(error, FileNotFoundError):
+                self._raise_if_replaced(descriptor)
             raise
 
-    def _raise_if_replaced(self) -> None:
-        held = os.fstat(self.descriptor)
+    def _raise_if_replaced(self, descriptor: int) -> None:
+        held = os.fstat(descriptor)
         try:
             now = self.path.stat()
         except FileNotFoundError:
@@ -201,8 +211,8 @@ class OpenFolder:
 
     def close(self) -> None:
         if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError, TypeError):  # the interpreter may be going down
@@ -210,7 +220,7 @@ class OpenFolder:
 
 
 def open_beneath(folder: int, name: str) -> int:
-    """Open a file for reading below an open directory, following no link. Raises CodecError."""
+    """Open a file for reading below an open directory, following no link. Raises CodecError, OSError."""
     parts = name.split("/")
     for depth in range(1, len(parts)):
         inner = "/".join(parts[:depth])
@@ -221,7 +231,7 @@ def open_beneath(folder: int, name: str) -> int:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(name, flags, dir_fd=folder)
     except OSError as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
+        if isinstance(error, FileNotFoundError | PermissionError) or error.errno in _NO_FAULT:
             raise
         raise CodecError(f"{name} is not a plain file ({error.strerror})") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

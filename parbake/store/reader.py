@@ -21,6 +21,7 @@ from parbake.store.decoded import DecodedChunks
 from parbake.store.gather import gather
 from parbake.store.index import Window, ascending
 from parbake.store.opened import (
+    OPEN_FILES_MAX,
     ChunkAddresses,
     File,
     MappedFile,
@@ -37,6 +38,7 @@ CACHE_NBYTES = 32 * 1024**2
 _THREAD_NBYTES = 1 << 20  # less than this a thread is not worth its start
 _SCRATCH_NBYTES = 4 << 20
 _reader_numbers = itertools.count()
+_FAULTS_OF = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)  # macOS does not count by thread
 
 
 class Reader:
@@ -67,11 +69,11 @@ class Reader:
 
     def _begin(self) -> None:
         """In this process: nothing is decoded, and nobody holds a lock of a parent's thread."""
-        self._process = os.getpid()
         self._local = threading.local()
         self._lock = threading.Lock()
         self._decoded: dict[str, DecodedChunks] = {}
         self._asked: dict[str, NDArray[np.bool_]] = {}  # chunks that the kernel was asked for
+        self._process = os.getpid()  # last: a thread that finds it goes on with all of these
 
     def close(self) -> None:
         """Release the files and the folder; views handed out stay valid."""
@@ -99,7 +101,9 @@ class Reader:
         if out.nbytes == 0:
             return
         if self._process != os.getpid():
-            self._begin()
+            with open_shards.lock:  # several threads of the child may come first
+                if self._process != os.getpid():
+                    self._begin()
         cold = self._is_cold()
         if cold or not self._is_gathered(field):  # which knows what it has not read yet
             self._ask(field, index, cold)
@@ -134,14 +138,14 @@ class Reader:
     def _is_cold(self) -> bool:
         """Whether pages had to come from the disk since this thread asked last."""
         before = getattr(self._local, "faults", None)
-        self._local.faults = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+        self._local.faults = resource.getrusage(_FAULTS_OF).ru_majflt
         return before not in (None, self._local.faults)
 
     def _ask(self, field: FieldMap, index: NDArray[np.int64], cold: bool) -> None:
         chunks = index // field.layout.chunk_samples
-        if field.name not in self._asked:
-            self._asked[field.name] = np.zeros(field.chunks, np.bool_)  # pages are touched as they are used
-        asked = self._asked[field.name]
+        asked = self._asked.get(field.name)
+        if asked is None:
+            asked = self._asked[field.name] = np.zeros(field.chunks, np.bool_)  # pages are touched as needed
         if not cold:
             chunks = chunks[~asked[chunks]]
         asked[chunks] = True
@@ -184,7 +188,14 @@ class Reader:
     ) -> None:
         layout = field.layout
         if self._is_gathered(field):
-            self._gather(field, index, rows)
+            if len(index) <= OPEN_FILES_MAX or layout.shard_count(field.samples) <= OPEN_FILES_MAX:
+                self._gather(field, index, rows)
+                return
+            order, index = ascending(index)
+            groups = index // (layout.shard_samples * OPEN_FILES_MAX)
+            edges = [*np.flatnonzero(np.diff(groups, prepend=-1)).tolist(), len(index)]
+            for start, stop in itertools.pairwise(edges):  # a gather holds all the files that it reads
+                self._gather(field, index[start:stop], rows, order[start:stop])
             return
         order, index = ascending(index)
         if layout.chunk_samples == 1:
@@ -221,7 +232,13 @@ class Reader:
             except CodecError as error:
                 raise self._damaged(field, number, entry, error) from None
 
-    def _gather(self, field: FieldMap, index: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
+    def _gather(
+        self,
+        field: FieldMap,
+        index: NDArray[np.int64],
+        rows: NDArray[np.uint8],
+        places: NDArray[np.int64] | None = None,
+    ) -> None:
         """Small samples out of the maps, without a Python step a sample."""
         chunks, within = np.divmod(index, field.layout.chunk_samples)
         known = self._addresses[field.name]
@@ -239,7 +256,7 @@ class Reader:
                 known.put(chunk, shard, int(found[i]))
                 touched.append(shard)
             addresses[unknown] = found[inverse]
-        gather(addresses + within * field.layout.sample_nbytes, rows)
+        gather(addresses + within * field.layout.sample_nbytes, rows, places)
         del kept, touched
 
     def _read_chunks(
@@ -319,7 +336,8 @@ class Reader:
     def _cache(self, field: FieldMap) -> DecodedChunks:
         """Decoded chunks of this process; each field has room for about as many samples."""
         with self._lock:
-            if field.name not in self._decoded or self._checksums == "always":
+            decoded = self._decoded.get(field.name)
+            if decoded is None or self._checksums == "always":
                 total = sum(f.layout.sample_nbytes for f in self.maps.values() if self._is_cached(f))
                 share = self.cache_nbytes * field.layout.sample_nbytes // total
                 slots = min(max(1, share // field.layout.chunk_nbytes), field.chunks)
@@ -327,7 +345,7 @@ class Reader:
                 if self._checksums == "always":  # what is kept would be checked no more
                     return decoded
                 self._decoded[field.name] = decoded
-            return self._decoded[field.name]
+            return decoded
 
     def _scratch(self, nbytes: int) -> NDArray[np.uint8]:
         buffer: NDArray[np.uint8] | None = getattr(self._local, "scratch", None)
@@ -337,11 +355,15 @@ class Reader:
 
     def _decode(self, field: FieldMap, chunk: int, out: NDArray[np.uint8]) -> None:
         """One chunk into ``out``, bytes [chunk_nbytes]."""
-        payload = self._payload(field, chunk)
+        number, entry = divmod(chunk, field.layout.chunks_per_shard)
+        shard = self._shard(field, number)
+        if not shard.admitted[entry]:  # what is decoded are the very bytes that were checked
+            self._read_first(field, shard, entry, out)
+            return
         try:
-            field.chain.decode(payload, out)
+            field.chain.decode(shard.file.get(shard.starts[entry], shard.stops[entry]), out)
         except CodecError as error:
-            raise self._damaged(field, *divmod(chunk, field.layout.chunks_per_shard), error) from None
+            raise self._damaged(field, number, entry, error) from None
 
     def _raw_sample(self, field: FieldMap, sample: int) -> NDArray[Any]:
         """A view of one sample in the map, byte order as on disk."""

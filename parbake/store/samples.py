@@ -126,6 +126,11 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
     def freshness(self, producer: Producer, *, rehash: bool = False) -> Freshness:
         """Whether these are the samples that ``producer`` would give; lists every key that differs."""
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether samples are at hand, so that many small reads cost no more than one."""
+        return True
+
     def will_need(self, index: Index, fields: Sequence[str] | None = None) -> None:
         """Say which samples will be read next, so that they can be fetched meanwhile."""
 
@@ -148,7 +153,9 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
     ) -> NDArray[Any]:
         """The array to read ``count`` samples of a field into: of ``out``, checked, or a new one."""
         sample = self.fields[name].shape
-        dtype, shape = self[name].dtype, (count, *(window.shape(sample) if window else sample))
+        dtype, shape = self[name].dtype, (count, *(sample if window is None else window.shape(sample)))
+        if window is not None:
+            window.check(name, sample, count)
         if out is None:
             return np.empty(shape, dtype)
         array = out.get(name)

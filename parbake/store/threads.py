@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 _pool: tuple[int, ThreadPoolExecutor] | None = None  # with the process that made it
 
@@ -28,11 +28,21 @@ def in_slices(work: Callable[[slice], None], count: int, threads: int) -> None:
         return
     edges = [count * i // threads for i in range(threads + 1)]
     first, *others = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
-    futures = [_executor().submit(work, other) for other in others]
+    futures: list[Future[None]] = []
     try:
+        for other in others:
+            futures.append(_executor().submit(work, other))
         work(first)
     finally:
-        errors = [future.exception() for future in futures]
-    for error in errors:
-        if error is not None:
-            raise error
+        _wait(futures)
+    for future in futures:
+        future.result()
+
+
+def _wait(futures: list[Future[None]]) -> None:
+    """Until all have ended, whatever signals raise meanwhile: they write into memory of the caller."""
+    try:
+        wait(futures)
+    except BaseException:
+        _wait(futures)
+        raise
