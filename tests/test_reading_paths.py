@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parbake.errors import DamagedStoreError
+from parbake.errors import DamagedStoreError, RecipeError
 from parbake.loaders.block_shuffle import BlockShuffle
 from parbake.loaders.dataset import StoreDataset
 from parbake.producers.bake import bake
@@ -623,3 +623,20 @@ def test_systems_that_take_no_hints(
     with open_store(paths["lz4"], mmap=mmap) as store:
         for _ in range(2):
             assert same(store.read([60], ("wave",))["wave"], VALUES["wave"][[60]])
+
+
+def test_options_that_cannot_be(paths: dict[str, Path], raw: Store) -> None:
+    for nbytes in (None, 1e6, -1):
+        with pytest.raises(RecipeError, match="cache_nbytes="):
+            open_store(paths["lz4"], cache_nbytes=nbytes)  # type: ignore[arg-type]
+    window = {"count": Window(0, 3, np.array([0]))}
+    with pytest.raises(RecipeError, match="view=True reads nothing"):
+        raw.read([0], ("count",), windows=window, view=True)
+
+
+def test_room_is_shared_by_the_fields_that_are_read(lz4: Store, decodes: list[bytes]) -> None:
+    lz4.reader.cache_nbytes = 0
+    lz4.reserve(SAMPLES, ("count",))
+    for sample in range(SAMPLES):
+        lz4.read([sample], ("count",))
+    assert len(decodes) == 16

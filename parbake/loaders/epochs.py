@@ -81,7 +81,7 @@ class Epochs:
         self._blocks = self._sampler if isinstance(self._sampler, BlockShuffle) else None
         if sampler is not None and self._blocks is not None:
             self._adopt(self._blocks)
-            dataset.store.reserve(self._blocks.order.block * self._blocks.order.span)
+            dataset.store.reserve(self._blocks.order.block * self._blocks.order.span, dataset.fields)
         self._next_epoch = 0  # of a sampler that keeps no count itself
         self._begun: int | None = None  # the epoch begun last, unless the place was set since
         self._now: Epoch | None = None  # whose deliveries count

@@ -151,9 +151,9 @@ class Concatenated(Samples):
     def is_stored(self) -> bool:
         return all(part.is_stored for part in self.parts)
 
-    def reserve(self, samples: int) -> None:
+    def reserve(self, samples: int, fields: Sequence[str] | None = None) -> None:
         for part in self.parts:
-            part.reserve(min(samples, part.samples))
+            part.reserve(min(samples, part.samples), self.chosen(fields))
 
     def first(self, samples: int) -> Concatenated:
         """This one showing its first ``samples`` only."""

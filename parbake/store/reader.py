@@ -7,7 +7,7 @@ import itertools
 import os
 import resource
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -61,6 +61,7 @@ class Reader:
         self._checksums = checksums
         self._use_mmap = use_mmap
         self.cache_nbytes = cache_nbytes
+        self._sharing = frozenset(name for name, field in maps.items() if self._is_cached(field))
         self._number = next(_reader_numbers)
         self._addresses = {
             name: ChunkAddresses(field.chunks, field.layout.chunks_per_shard) for name, field in maps.items()
@@ -107,7 +108,9 @@ class Reader:
         cold = self._is_cold()
         if cold or not self._is_gathered(field):  # which knows what it has not read yet
             self._ask(field, index, cold)
-        threads = min(threads, 1 + out.nbytes // _THREAD_NBYTES)
+        cut_from_map = window is not None and self._is_mapped_raw(field)
+        nbytes = out.nbytes if cut_from_map else len(index) * field.layout.sample_nbytes
+        threads = min(threads, 1 + nbytes // _THREAD_NBYTES)
         if window is not None:
             self._read_windows(field, index, out, window, threads)
         else:
@@ -116,16 +119,16 @@ class Reader:
         if field.swapped:
             out.byteswap(inplace=True)
 
-    def reserve(self, samples: int, nbytes_max: int) -> int:
-        """Keep decoded chunks of up to ``samples`` samples, in ``nbytes_max`` bytes; the bytes they need."""
+    def reserve(self, samples: int, names: Sequence[str], nbytes_max: int) -> int:
+        """Keep decoded chunks of ``samples`` samples of these fields, in ``nbytes_max``; the bytes needed."""
+        fields = [self.maps[name] for name in names if self._is_cached(self.maps[name])]
         wanted = sum(
             -(-min(samples, field.samples) // field.layout.chunk_samples) * field.layout.chunk_nbytes
-            for field in self.maps.values()
-            if self._is_cached(field)
+            for field in fields
         )
-        if self.cache_nbytes < min(wanted, nbytes_max):
-            self.cache_nbytes = min(wanted, nbytes_max)
-            self._decoded = {}
+        self._sharing = frozenset(field.name for field in fields)
+        self.cache_nbytes = max(self.cache_nbytes, min(wanted, nbytes_max))
+        self._decoded = {}
         return wanted
 
     def will_need(self, name: str, index: NDArray[np.int64]) -> None:
@@ -338,7 +341,8 @@ class Reader:
         with self._lock:
             decoded = self._decoded.get(field.name)
             if decoded is None or self._checksums == "always":
-                total = sum(f.layout.sample_nbytes for f in self.maps.values() if self._is_cached(f))
+                names = self._sharing | {field.name}
+                total = sum(self.maps[name].layout.sample_nbytes for name in names)
                 share = self.cache_nbytes * field.layout.sample_nbytes // total
                 slots = min(max(1, share // field.layout.chunk_nbytes), field.chunks)
                 decoded = DecodedChunks(field.chunks, slots, field.layout.chunk_nbytes)

@@ -134,7 +134,7 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
     def will_need(self, index: Index, fields: Sequence[str] | None = None) -> None:
         """Say which samples will be read next, so that they can be fetched meanwhile."""
 
-    def reserve(self, samples: int) -> None:
+    def reserve(self, samples: int, fields: Sequence[str] | None = None) -> None:
         """Say that ``samples`` adjoining ones will be read in any order, so that they are decoded once."""
 
     def close(self) -> None:

@@ -56,6 +56,8 @@ def open_store(
     """
     if checksums not in ("first", "always", "never"):
         raise RecipeError(f"checksums={checksums!r}; one of 'first', 'always', 'never'")
+    if not isinstance(cache_nbytes, int) or cache_nbytes < 0:
+        raise RecipeError(f"cache_nbytes={cache_nbytes!r}; a number of bytes, 0 or more")
     opened = _open(Path(path), _Options(checksums, mmap, cache_nbytes))
     if expect is None:
         return opened
@@ -215,6 +217,8 @@ class Store(Samples):
             self.manifest(name)  # refuses a number of samples that lies, before any allocation trusts it
         numbers = normalised_index(index, self.samples)
         if view:
+            if out is not None or windows:
+                raise RecipeError(f"{self.path}: view=True reads nothing, into no 'out' and of no window")
             return {name: self._view(name, numbers) for name in names}
         result = {}
         for name in names:
@@ -239,8 +243,8 @@ class Store(Samples):
         for name in self.chosen(fields):
             self.reader.will_need(name, numbers)
 
-    def reserve(self, samples: int) -> None:
-        needed = self.reader.reserve(samples, RESERVED_NBYTES_MAX)
+    def reserve(self, samples: int, fields: Sequence[str] | None = None) -> None:
+        needed = self.reader.reserve(samples, self.chosen(fields), RESERVED_NBYTES_MAX)
         self._options = replace(self._options, cache_nbytes=self.reader.cache_nbytes)  # also when pickled
         if needed > max(RESERVED_NBYTES_MAX, self.reader.cache_nbytes):
             warnings.warn(
