@@ -55,8 +55,18 @@ def loader_of(dataset: StoreDataset, batch_size: int = 4, **options: Any) -> Sha
     return dataset.loader(batch_size, **options)
 
 
+_others = set[int | None]()  # children of tests before, which end when they are collected
+
+
+@pytest.fixture(autouse=True)
+def _children_before() -> None:
+    _others.clear()
+    _others.update(process.pid for process in multiprocessing.active_children())
+
+
 def children() -> set[int | None]:
-    return {process.pid for process in multiprocessing.active_children()}
+    """The processes that this test has started."""
+    return {process.pid for process in multiprocessing.active_children()} - _others
 
 
 def with_reader(sample: Any) -> Any:
