@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from parbake import human
-from parbake.cli_clear import Parsed
+from parbake.cli_options import Parsed
 from parbake.errors import RecipeError
 from parbake.progress import LINE_EVERY_S
 

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from parbake import human
+from parbake.cli_options import Parsed
 
 if TYPE_CHECKING:
     from parbake.store.cache import StoreSummary
-
-
-class Parsed(click.ParamType):  # type: ignore[type-arg]
-    """An option that a function of its text reads."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any], example: str) -> None:
-        self.name = name
-        self._parse = parse
-        self._example = example
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a {self.name}; for example {self._example}", param, ctx)
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,12 @@ class Loaf:
         return {name: values[name] for name in self.only}
 
 
+def same(found: NDArray[Any], wanted: NDArray[Any]) -> bool:
+    """Equal in dtype, shape and bits."""
+    found, wanted = np.asarray(found), np.asarray(wanted)
+    return (found.dtype, found.shape) == (wanted.dtype, wanted.shape) and found.tobytes() == wanted.tobytes()
+
+
 def calls(log: Path) -> list[tuple[int, int, str]]:
     """The logged calls as (start, stop, fields)."""
     if not log.exists():

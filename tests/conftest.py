@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bakery import memory_folder, tiny_slabs
+from bakery import Loaf, memory_folder, tiny_slabs
+from loading import SAMPLES
+
+from parbake.loaders.dataset import StoreDataset
+from parbake.producers.bake import bake
+from parbake.store.store import Store, open_store
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -36,3 +41,23 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test touches the user's cache folder."""
     monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+# ---- a small store to load from; modules that want another one have fixtures of these names themselves
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("loading") / "loaf.zarr"
+    bake(Loaf(SAMPLES), path, progress=False).close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(path: Path) -> Store:
+    return open_store(path)
+
+
+@pytest.fixture
+def ds(store: Store) -> StoreDataset:
+    return StoreDataset(store, with_index=True)

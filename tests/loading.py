@@ -24,13 +24,15 @@ SAMPLES = 30
 
 
 def assert_same(found: Any, wanted: Any) -> None:
-    """Equal in type and value, down to the bits."""
+    """Equal in type and value, down to bits, order of keys and gradients."""
     assert type(found) is type(wanted)
     if isinstance(wanted, torch.Tensor):
         assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
-        assert found.is_contiguous()
-        bits, wanted_bits = (tensor.reshape(-1).view(torch.uint8).tolist() for tensor in (found, wanted))
-        assert bits == wanted_bits
+        flat = (tensor.detach().resolve_conj().reshape(-1) for tensor in (found, wanted))
+        one, other = (tensor.view(torch.uint8).tolist() for tensor in flat)
+        assert one == other
+        assert found.requires_grad == wanted.requires_grad
+        assert found.is_contiguous() == wanted.is_contiguous()
     elif isinstance(wanted, dict):
         assert list(found) == list(wanted)
         for key, value in wanted.items():

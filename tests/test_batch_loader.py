@@ -14,34 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from bakery import Loaf, ended, start_child
+from bakery import ended, start_child
 from loading import SAMPLES, assert_batches_of, assert_same, held, never_dry, nothing_left, numbers, ordinary
 
 import parbake
 from parbake.errors import DamagedStoreError, ParbakeError, RecipeError
 from parbake.loaders.batch_loader import BatchLoader
 from parbake.loaders.dataset import StoreDataset
-from parbake.producers.bake import bake
-from parbake.store.store import Store, open_store
+from parbake.store.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:parbake. all")  # tests keep what they look at
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("batches") / "loaf.zarr"
-    bake(Loaf(SAMPLES), path, progress=False).close()
-    return path
-
-
-@pytest.fixture(scope="module")
-def store(path: Path) -> Store:
-    return open_store(path)
-
-
-@pytest.fixture
-def ds(store: Store) -> StoreDataset:
-    return StoreDataset(store, with_index=True)
 
 
 class Gate:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loading import assert_same
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -128,25 +129,6 @@ def assert_rows(tensor: torch.Tensor, values: np.ndarray, rows: Any) -> None:
     """``tensor`` holds ``values[rows]``, bit for bit, of the same dtype and shape."""
     wanted = np.asarray(values[rows])
     assert bits(tensor) == (wanted.dtype, wanted.shape, wanted.tobytes())
-
-
-def assert_same(found: Any, wanted: Any) -> None:
-    """Equal in type and value, down to bits, order of keys and gradients."""
-    assert type(found) is type(wanted)
-    if isinstance(wanted, torch.Tensor):
-        assert bits(found) == bits(wanted)
-        assert found.requires_grad == wanted.requires_grad
-        assert found.is_contiguous() == wanted.is_contiguous()
-    elif isinstance(wanted, dict):
-        assert list(found) == list(wanted)
-        for key, value in wanted.items():
-            assert_same(found[key], value)
-    elif isinstance(wanted, list | tuple):
-        assert len(found) == len(wanted)
-        for one, other in zip(found, wanted, strict=True):
-            assert_same(one, other)
-    else:
-        assert found == wanted
 
 
 def plain(samples: Sequence[Any]) -> list[Any]:

@@ -7,13 +7,11 @@ import json
 import math
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from bakery import Loaf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loading import SAMPLES, assert_batches_of, assert_same, never_dry, numbers, ordinary
@@ -25,8 +23,7 @@ from parbake.loaders.batch_loader import BatchLoader
 from parbake.loaders.block_shuffle import BlockShuffle
 from parbake.loaders.dataset import StoreDataset
 from parbake.loaders.epochs import EpochLoader, draw_seed
-from parbake.producers.bake import bake
-from parbake.store.store import Store, open_store
+from parbake.store.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:parbake. all")  # tests keep what they look at
 
@@ -48,23 +45,6 @@ def with_threads(dataset: StoreDataset, *arguments: Any, **options: Any) -> Epoc
 KINDS: list[Make] = [in_process, with_workers, with_threads]
 every_kind = pytest.mark.parametrize("make", KINDS)
 cheap_kinds = pytest.mark.parametrize("make", [in_process, with_threads])  # the order is one piece of code
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("epochs") / "loaf.zarr"
-    bake(Loaf(SAMPLES), path, progress=False).close()
-    return path
-
-
-@pytest.fixture(scope="module")
-def store(path: Path) -> Store:
-    return open_store(path)
-
-
-@pytest.fixture
-def ds(store: Store) -> StoreDataset:
-    return StoreDataset(store, with_index=True)
 
 
 # ---- batches equal torch's own

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bakery import Loaf, ended, start_child
+from bakery import ended, start_child
 from loading import SAMPLES, assert_batches_of, assert_same, never_dry, nothing_left, numbers, ordinary
 from torch.utils.data import get_worker_info
 
@@ -27,27 +27,8 @@ import parbake
 from parbake.errors import DamagedStoreError, ParbakeError, RecipeError
 from parbake.loaders.dataset import StoreDataset
 from parbake.loaders.shared_loader import SharedLoader
-from parbake.producers.bake import bake
-from parbake.store.store import Store, open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:parbake. all")  # tests keep what they look at
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("loader") / "loaf.zarr"
-    bake(Loaf(SAMPLES), path, progress=False).close()
-    return path
-
-
-@pytest.fixture(scope="module")
-def store(path: Path) -> Store:
-    return open_store(path)
-
-
-@pytest.fixture
-def ds(store: Store) -> StoreDataset:
-    return StoreDataset(store, with_index=True)
 
 
 def loader_of(dataset: StoreDataset, batch_size: int = 4, **options: Any) -> SharedLoader:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bakery import same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -111,11 +112,6 @@ def raw(paths: dict[str, Path]) -> Iterator[Store]:
 def mine(paths: dict[str, Path], tmp_path: Path) -> Path:
     """A store of this test's own, to be changed."""
     return Path(shutil.copytree(paths["lz4"], tmp_path / "mine.zarr"))
-
-
-def same(found: NDArray[Any], wanted: NDArray[Any]) -> bool:
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    return (found.dtype, found.shape) == (wanted.dtype, wanted.shape) and found.tobytes() == wanted.tobytes()
 
 
 # ---- any index

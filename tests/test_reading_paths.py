@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bakery import Loaf, tiny_slabs
+from bakery import Loaf, same, tiny_slabs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -78,10 +78,6 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     monkeypatch.setattr(Chain, "decode", decode)
     return seen
-
-
-def same(found: NDArray[Any], wanted: NDArray[Any]) -> bool:
-    return (found.dtype, found.shape, found.tobytes()) == (wanted.dtype, wanted.shape, wanted.tobytes())
 
 
 # ---- every way gives the same samples
@@ -321,6 +317,18 @@ def test_a_store_that_another_thread_closes_in_the_middle(
         raw.read([60], ("wave",))
 
 
+def in_fork(read: Callable[[], bytes]) -> bytes:
+    """What a forked child reads, if it does not wait for ever."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: there.send(read()))
+    child.start()
+    found = here.recv() if here.poll(60) else b"waits for ever"
+    child.kill()
+    child.join()
+    return bytes(found)
+
+
 def in_threads(work: Callable[[int], None], count: int) -> list[BaseException]:
     errors: list[BaseException] = []
 
@@ -449,13 +457,7 @@ def test_a_fork_while_a_thread_computes() -> None:
     thread = threading.Thread(target=lambda: store.read([0]))
     thread.start()
     inside.wait(60)
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    child = context.Process(target=lambda: there.send(store.read([1])["count"].tobytes()))
-    child.start()
-    found = here.recv() if here.poll(20) else b"waits for ever"
-    child.kill()
-    child.join()
+    found = in_fork(lambda: store.read([1])["count"].tobytes())
     go_on.set()
     thread.join()
     assert found == VALUES["count"][[1]].tobytes()
@@ -476,13 +478,7 @@ def test_a_fork_while_a_thread_decodes(lz4: Store, monkeypatch: pytest.MonkeyPat
     thread = threading.Thread(target=lambda: lz4.read([0], ("count",)))
     thread.start()
     inside.wait()
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    child = context.Process(target=lambda: there.send(lz4.read([1], ("count",))["count"].tobytes()))
-    child.start()
-    found = here.recv() if here.poll(60) else b"waits for ever"
-    child.kill()
-    child.join()
+    found = in_fork(lambda: lz4.read([1], ("count",))["count"].tobytes())
     go_on.set()
     thread.join()
     assert found == VALUES["count"][[1]].tobytes()

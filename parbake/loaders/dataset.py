@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 from parbake.errors import RecipeError, StaleStoreError
 from parbake.loaders.crop import crop_of
 from parbake.loaders.epochs import Epochs
+from parbake.loaders.machine import cores
 from parbake.loaders.order import checked_integer
 from parbake.loaders.samples import Tensors, owned, plain_rows, split
 from parbake.loaders.slots import Allocator, private_empty, shared_empty
@@ -176,7 +177,7 @@ class StoreDataset(Dataset[Any]):
         """As many as help where nothing else runs: while the loop waits."""
         if self.threads is not None:
             return self.threads
-        return 1 if get_worker_info() is not None else os.cpu_count() or 1
+        return 1 if get_worker_info() is not None else cores()
 
     def __repr__(self) -> str:
         fields = ", ".join(
@@ -204,10 +205,7 @@ def _opened(store: Part | Sequence[Part], names: Sequence[str] | None, expect: P
 
 
 def _chosen(store: Samples, fields: Sequence[str] | None) -> tuple[str, ...]:
-    names = tuple(store.fields) if fields is None else tuple(fields)
-    for name in names:
-        if name not in store.fields:
-            raise RecipeError(f"{store.path}: no field {name!r}; there are {', '.join(store.fields)}")
+    names = store.chosen(fields)
     if not names:
         raise RecipeError(f"{store.path}: no fields chosen; there are {', '.join(store.fields)}")
     if len(set(names)) != len(names):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from parbake.producers.bake import default_batch_size, with_drawn_seed
 from parbake.producers.batches import produce_batch, producing
 from parbake.store.document import StoredField
-from parbake.store.index import Index, Window, normalised_index
+from parbake.store.index import Window, adjoining
 from parbake.store.keys import JSON, Freshness, Keys, Producer, compare, producer_keys
 from parbake.store.layout import Coord, merged_coords, plan_layout
 from parbake.store.samples import Samples
@@ -60,29 +60,22 @@ class ComputedStore(Samples):
         """As of a store; computes every sample once."""
         return {name: self.computed_statistics(field) for name, field in self.fields.items()}
 
-    def read(
+    def _fill(
         self,
-        index: Index,
-        fields: Sequence[str] | None = None,
-        out: Mapping[str, NDArray[Any]] | None = None,
-        *,
-        windows: Mapping[str, Window] | None = None,
-        threads: int = 1,
-    ) -> dict[str, NDArray[Any]]:
-        """As of a store. Raises IndexError, TypeError, RecipeError, ProducerError."""
-        names = self.chosen(fields)
-        numbers = normalised_index(index, self.samples)
-        windows = windows or {}
-        result = {name: self.target(name, len(numbers), out, windows.get(name)) for name in names}
-        width = default_batch_size(self.producer)
-        for start, stop in _runs(np.unique(numbers), width):
+        arrays: Mapping[str, NDArray[Any]],
+        numbers: NDArray[np.int64],
+        windows: Mapping[str, Window],
+        threads: int,
+    ) -> None:
+        """Raises ProducerError."""
+        for start, stop in _runs(np.unique(numbers), default_batch_size(self.producer)):
             with producing:
-                arrays = produce_batch(self.producer, self._fields, names, start, stop).checked(self._fields)
+                batch = produce_batch(self.producer, self._fields, tuple(arrays), start, stop)
+                values = batch.checked(self._fields)
             rows = np.flatnonzero((numbers >= start) & (numbers < stop))
-            for name in names:
-                samples = arrays[name][numbers[rows] - start]
-                result[name][rows] = windows[name].part(rows).of(samples) if name in windows else samples
-        return result
+            for name, array in arrays.items():
+                samples = values[name][numbers[rows] - start]
+                array[rows] = windows[name].part(rows).of(samples) if name in windows else samples
 
     def first(self, samples: int) -> ComputedStore:
         """This one showing its first ``samples`` only."""
@@ -99,16 +92,11 @@ class ComputedStore(Samples):
         return compare(self.invalidation_keys, wanted)
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in self.items())
-        return f"<parbake.ComputedStore of {self.producer.name}: {self.samples} samples; {fields}>"
+        return f"<parbake.ComputedStore of {self.producer.name}: {self._shown()}>"
 
 
-def _runs(numbers: NDArray[np.int64], width: int) -> list[tuple[int, int]]:
+def _runs(numbers: NDArray[np.int64], width: int) -> Iterator[tuple[int, int]]:
     """Ranges that cover ascending ``numbers`` and nothing else, of at most ``width``."""
-    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
-    return [
-        (int(start), int(min(start + width, run[-1] + 1)))
-        for run in runs
-        if len(run)
-        for start in range(int(run[0]), int(run[-1]) + 1, width)
-    ]
+    for first, end in adjoining(numbers):
+        low, high = int(numbers[first]), int(numbers[end - 1]) + 1
+        yield from ((start, min(start + width, high)) for start in range(low, high, width))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from parbake.errors import RecipeError
 from parbake.store import statistics
 from parbake.store.document import StoredField
-from parbake.store.index import Index, Window, normalised_index
+from parbake.store.index import Index, Window, adjoining, normalised_index
 from parbake.store.keys import JSON, Freshness, Producer, canonical
 from parbake.store.samples import Samples
 from parbake.store.store import open_store
@@ -99,53 +99,40 @@ class Concatenated(Samples):
         )
         return statistics.summary(statistics.merged(partials, columns))
 
-    def read(
+    def _fill(
         self,
-        index: Index,
-        fields: Sequence[str] | None = None,
-        out: Mapping[str, NDArray[Any]] | None = None,
-        *,
-        windows: Mapping[str, Window] | None = None,
-        threads: int = 1,
-    ) -> dict[str, NDArray[Any]]:
-        """As of one store: see ``Store.read``."""
-        names = self.chosen(fields)
-        numbers = normalised_index(index, self.samples)
-        windows = windows or {}
-        result = {name: self.target(name, len(numbers), out, windows.get(name)) for name in names}
-        owner = np.searchsorted(self._ends, numbers, side="right")
-        for number in np.unique(owner).tolist():
-            part, rows = self.parts[number], np.flatnonzero(owner == number)
-            own = numbers[rows] - (int(self._ends[number]) - part.samples)
+        arrays: Mapping[str, NDArray[Any]],
+        numbers: NDArray[np.int64],
+        windows: Mapping[str, Window],
+        threads: int,
+    ) -> None:
+        for part, rows, own in self._shared_out(numbers):
             # Straight into adjoining rows. Where samples share chunks, in one go: each chunk decodes once.
             # Nor is a producer to compute twice, or sample by sample, what it can do at once.
-            chunks = {name: part.fields[name].layout.chunk_samples for name in names}
-            alone = [name for name in names if chunks[name] == 1 and part.is_stored]
-            shared = [name for name in names if name not in alone]
-            for start, stop in _runs(rows):
-                if alone:
-                    first = int(rows[start])
-                    places = slice(first, first + stop - start)
-                    part.read(
-                        own[start:stop],
-                        alone,
-                        {name: result[name][places] for name in alone},
-                        windows=_parts(windows, places),
-                        threads=threads,
-                    )
-            if shared:
-                own_windows = _parts(windows, rows)
-                for name, values in part.read(own, shared, windows=own_windows, threads=threads).items():
-                    result[name][rows] = values
-        return result
+            chunks = {name: part.fields[name].layout.chunk_samples for name in arrays}
+            alone = [name for name in arrays if chunks[name] == 1 and part.is_stored]
+            for start, stop in adjoining(rows) if alone else ():
+                places = slice(int(rows[start]), int(rows[start]) + stop - start)
+                out = {name: arrays[name][places] for name in alone}
+                part.read(own[start:stop], alone, out, windows=_parts(windows, places), threads=threads)
+            if shared := [name for name in arrays if name not in alone]:
+                values = part.read(own, shared, windows=_parts(windows, rows), threads=threads)
+                for name in shared:
+                    arrays[name][rows] = values[name]
 
     def will_need(self, index: Index, fields: Sequence[str] | None = None) -> None:
         names = self.chosen(fields)  # of the parts' only those shown here
-        numbers = normalised_index(index, self.samples)
+        for part, _, own in self._shared_out(normalised_index(index, self.samples)):
+            part.will_need(own, names)
+
+    def _shared_out(
+        self, numbers: NDArray[np.int64]
+    ) -> Iterator[tuple[Samples, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each part that has some of samples ``numbers``, the places of these, and their numbers in it."""
         owner = np.searchsorted(self._ends, numbers, side="right")
         for number in np.unique(owner).tolist():
-            part = self.parts[number]
-            part.will_need(numbers[owner == number] - (int(self._ends[number]) - part.samples), names)
+            part, rows = self.parts[number], np.flatnonzero(owner == number)
+            yield part, rows, numbers[rows] - (int(self._ends[number]) - part.samples)
 
     @property
     def is_stored(self) -> bool:
@@ -179,10 +166,6 @@ class Concatenated(Samples):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.parts, tuple(self._fields))
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in self.items())
-        return f"<parbake.Concatenated {self.path!r}: {self.samples} samples; {fields}>"
 
 
 def _common_names(parts: Sequence[Samples]) -> tuple[str, ...]:
@@ -228,9 +211,3 @@ def _common_field(parts: Sequence[Samples], name: str) -> StoredField:
 
 def _parts(windows: Mapping[str, Window], rows: slice | NDArray[np.int64]) -> dict[str, Window]:
     return {name: window.part(rows) for name, window in windows.items()}
-
-
-def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Half-open stretches of ``rows``, ascending, that adjoin."""
-    edges = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
-    return zip([0, *edges], [*edges, len(rows)], strict=True)

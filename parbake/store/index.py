@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -84,3 +85,11 @@ def ascending(index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
         return np.arange(len(index)), index
     order = np.argsort(index, kind="stable")
     return order, index[order]
+
+
+def adjoining(numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Half-open stretches of places in ascending ``numbers`` at which each is one more than the last."""
+    if not len(numbers):
+        return []
+    edges = (np.flatnonzero(np.diff(numbers) != 1) + 1).tolist()
+    return list(itertools.pairwise([0, *edges, len(numbers)]))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from parbake.errors import RecipeError
 from parbake.store import statistics
 from parbake.store.document import StoredField
-from parbake.store.index import Index, Window
+from parbake.store.index import Index, Window, normalised_index
 from parbake.store.keys import JSON, Freshness, Producer
 
 _STATISTICS_READ_NBYTES = 32 * 1024**2
@@ -106,7 +106,6 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
     def statistics(self) -> Mapping[str, JSON]:
         """Per field its min, max, mean, std (population), count and nonfinite, and per channel."""
 
-    @abc.abstractmethod
     def read(
         self,
         index: Index,
@@ -117,6 +116,22 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
         threads: int = 1,
     ) -> dict[str, NDArray[Any]]:
         """Samples as ``{field: array [len(index), *shape]}``; see ``Store.read``."""
+        names = self.chosen(fields)
+        numbers = normalised_index(index, self.samples)
+        windows = windows or {}
+        result = {name: self._target(name, len(numbers), out, windows.get(name)) for name in names}
+        self._fill(result, numbers, windows, threads)
+        return result
+
+    @abc.abstractmethod
+    def _fill(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        numbers: NDArray[np.int64],
+        windows: Mapping[str, Window],
+        threads: int,
+    ) -> None:
+        """Read samples ``numbers``, of fields in ``windows`` the part, into ``arrays``, by field."""
 
     @abc.abstractmethod
     def first(self, samples: int) -> Self:
@@ -148,7 +163,7 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
                 raise RecipeError(f"{self.path}: no field {name!r}; there are {', '.join(self.fields)}")
         return names
 
-    def target(
+    def _target(
         self, name: str, count: int, out: Mapping[str, NDArray[Any]] | None, window: Window | None
     ) -> NDArray[Any]:
         """The array to read ``count`` samples of a field into: of ``out``, checked, or a new one."""
@@ -184,6 +199,13 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
 
     def __len__(self) -> int:
         return len(self.fields)
+
+    def __repr__(self) -> str:
+        return f"<parbake.{type(self).__name__} {str(self.path)!r}: {self._shown()}>"
+
+    def _shown(self) -> str:
+        fields = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in self.items())
+        return f"{self.samples} samples; {fields}"
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -215,17 +215,22 @@ class Store(Samples):
         names = self.chosen(fields)
         for name in names:
             self.manifest(name)  # refuses a number of samples that lies, before any allocation trusts it
+        if not view:
+            return super().read(index, names, out, windows=windows, threads=threads)
         numbers = normalised_index(index, self.samples)
-        if view:
-            if out is not None or windows:
-                raise RecipeError(f"{self.path}: view=True reads nothing, into no 'out' and of no window")
-            return {name: self._view(name, numbers) for name in names}
-        result = {}
-        for name in names:
-            window = (windows or {}).get(name)
-            result[name] = self.target(name, len(numbers), out, window)
-            self.reader.read_field(name, numbers, result[name], window, threads)
-        return result
+        if out is not None or windows:
+            raise RecipeError(f"{self.path}: view=True reads nothing, into no 'out' and of no window")
+        return {name: self._view(name, numbers) for name in names}
+
+    def _fill(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        numbers: NDArray[np.int64],
+        windows: Mapping[str, Window],
+        threads: int,
+    ) -> None:
+        for name, array in arrays.items():
+            self.reader.read_field(name, numbers, array, windows.get(name), threads)
 
     def _view(self, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
         view = None
@@ -302,7 +307,3 @@ class Store(Samples):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open, (self.path, self._options, self._samples, self.seal)
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in self.items())
-        return f"<parbake.Store {str(self.path)!r}: {self.samples} samples; {fields}>"
