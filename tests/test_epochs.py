@@ -457,3 +457,18 @@ def test_what_is_no_state_is_refused(ds: StoreDataset, make: Make, shuffle: bool
     for state in (None, [], "epoch"):
         with pytest.raises(RecipeError, match="a dict is needed"):
             loader.load_state_dict(state)  # type: ignore[arg-type]
+
+
+@every_kind
+def test_a_batch_size_beyond_the_samples_is_one_batch(ds: StoreDataset, make: Make) -> None:
+    """Room is made for the samples that there are."""
+    assert_same(list(make(ds, 10**12)), ordinary(ds, 10**12))
+    assert numbers(make(ds, 10**12, sampler=[3, 1] * SAMPLES)) == [3, 1] * SAMPLES
+
+
+@cheap_kinds
+def test_more_than_there_is_memory_for_is_refused(ds: StoreDataset, make: Make) -> None:
+    endless = (number for number in itertools.repeat(0))  # nobody knows how long a batch will be
+    for batch_size in (10**12, 10**18):
+        with pytest.raises(RecipeError, match=r"do not fit into memory .*; choose a smaller batch_size"):
+            iter(make(ds, batch_size, sampler=endless))

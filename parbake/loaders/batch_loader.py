@@ -89,7 +89,7 @@ class BatchLoader(EpochLoader):
 
     def _new_slots(self) -> Slots:
         memory: Memory = "pinned" if self._device.type == "cuda" else "private"
-        return Slots(self._ahead + HELD, batch_nbytes(self.dataset, self.batch_size), memory)
+        return Slots(self._ahead + HELD, batch_nbytes(self.dataset, self._epochs.batch_samples), memory)
 
     def close(self) -> None:
         """End the threads as soon as they are done with their batch; iterations raise ParbakeError."""

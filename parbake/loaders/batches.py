@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,16 +48,12 @@ def is_transformed(dataset: StoreDataset) -> bool:
 
 def read_nbytes(dataset: StoreDataset, batch_size: int) -> int:
     """Room for what a batch is read into."""
-    return sum(aligned(tensor.nbytes) for tensor in dataset._outputs(batch_size, _imagined))
+    return sum(aligned(math.prod(shape) * dtype.itemsize) for shape, dtype in dataset._forms(batch_size))
 
 
 def batch_nbytes(dataset: StoreDataset, batch_size: int) -> int:
     """Room for a batch as it leaves the loader; a guess where there are transforms."""
     return read_nbytes(dataset, batch_size) * (_GROWTH if is_transformed(dataset) else 1)
-
-
-def _imagined(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _collated(samples: list[Any], out: Arena | None) -> Any:

@@ -149,7 +149,7 @@ class StoreDataset(Dataset[Any]):
 
         ``empty`` makes the tensors that are read into; ``draw`` determines where random windows lie.
         """
-        values = self._outputs(len(numbers), empty)
+        values = [empty(shape, dtype) for shape, dtype in self._forms(len(numbers))]
         arrays = {name: tensor.numpy() for name, tensor in zip(self.fields, values, strict=False)}
         windows = self._crop.windows(numbers, draw)
         self.store.read(numbers, self.fields, arrays, windows=windows, threads=threads)
@@ -162,12 +162,10 @@ class StoreDataset(Dataset[Any]):
         given = dict(tensors) if isinstance(tensors, dict) else tensors  # the transform may change its dict
         return owned(_checked(self.batch_transform(tensors), len(numbers)), given)
 
-    def _outputs(self, samples: int, empty: Allocator) -> list[Tensor]:
+    def _forms(self, samples: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """What a batch of ``samples`` is read into: a tensor for each field and one for their numbers."""
-        shapes = [((samples, *self.shapes[name]), dtype) for name, dtype in self._dtypes.items()]
-        if self.with_index:
-            shapes.append(((samples,), torch.int64))
-        return [empty(shape, dtype) for shape, dtype in shapes]
+        forms = [((samples, *self.shapes[name]), dtype) for name, dtype in self._dtypes.items()]
+        return [*forms, ((samples,), torch.int64)] if self.with_index else forms
 
     def _draw(self) -> int:
         """A number from torch's generator, which DataLoader seeds in each worker and epoch."""

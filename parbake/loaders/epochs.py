@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -175,6 +175,15 @@ class Epochs:
                 "BlockShuffle or no sampler"
             )
         return self._blocks
+
+    @property
+    def batch_samples(self) -> int:
+        """Samples of the largest batch, as far as that can be known: a batch_size may be beyond them."""
+        if self._blocks is not None:
+            return min(self.batch_size, self._n)
+        return (
+            min(self.batch_size, len(self._sampler)) if isinstance(self._sampler, Sized) else self.batch_size
+        )
 
     def __len__(self) -> int:
         samples = len(self._sampler)  # type: ignore[arg-type]

@@ -114,14 +114,14 @@ class SharedLoader(EpochLoader):
         if self._crew is not None and not self._crew.is_usable():
             self._crew = None  # its workers end before new ones start
         if self._crew is None:
-            self._crew = _Crew(self.dataset, self.batch_size, self._workers)
+            self._crew = _Crew(self.dataset, self._epochs.batch_samples, self._workers)
         crew = self._crew
         if crew.is_busy():
-            crew = _Crew(self.dataset, self.batch_size, self._workers)
+            crew = _Crew(self.dataset, self._epochs.batch_samples, self._workers)
         return crew.begin(self._epochs, epoch)
 
     def _new_slots(self) -> Slots:
-        return Slots(HELD, batch_nbytes(self.dataset, self.batch_size), "private")
+        return Slots(HELD, batch_nbytes(self.dataset, self._epochs.batch_samples), "private")
 
 
 class _ReadHere(Iterator[Any]):
@@ -192,8 +192,8 @@ class _Tasks:
 class _Filler(Dataset[_Answer]):
     """What torch takes for a dataset: fills slots, in a worker."""
 
-    def __init__(self, dataset: StoreDataset, memory: SlotMemory, batch_size: int) -> None:
-        self.dataset, self._memory, self._batch_size = dataset, memory, batch_size
+    def __init__(self, dataset: StoreDataset, memory: SlotMemory, batch_samples: int) -> None:
+        self.dataset, self._memory, self._batch_samples = dataset, memory, batch_samples
 
     def __getitem__(self, task: _Task) -> _Answer:
         try:
@@ -215,7 +215,7 @@ class _Filler(Dataset[_Answer]):
     @cached_property
     def _inputs(self) -> Slots:
         """What transforms are given lies in these, of this worker alone."""
-        return Slots(2, read_nbytes(self.dataset, self._batch_size), "private")
+        return Slots(2, read_nbytes(self.dataset, self._batch_samples), "private")
 
 
 def _as_it_is(answer: _Answer) -> _Answer:
@@ -240,11 +240,11 @@ def _sendable_error() -> ExceptionWrapper:
 class _Crew:
     """Worker processes and the slots that they fill."""
 
-    def __init__(self, dataset: StoreDataset, batch_size: int, workers: Workers) -> None:
+    def __init__(self, dataset: StoreDataset, batch_samples: int, workers: Workers) -> None:
         under_way = workers.num_workers * workers.prefetch_factor
-        self._slots = Slots(under_way + HELD, batch_nbytes(dataset, batch_size), "shared")
+        self._slots = Slots(under_way + HELD, batch_nbytes(dataset, batch_samples), "shared")
         self._tasks = _Tasks(self._slots)
-        filler = _Filler(dataset, self._slots.memory, batch_size)
+        filler = _Filler(dataset, self._slots.memory, batch_samples)
         self._torch = _let_go_with(self, workers.loader(filler, self._tasks))
         self._stay = workers.persistent_workers
         self._processes: set[BaseProcess] = set()

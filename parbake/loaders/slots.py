@@ -25,6 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from parbake import human
+from parbake.errors import RecipeError
+
 Memory: TypeAlias = Literal["private", "shared", "pinned"]
 Allocator: TypeAlias = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
@@ -177,7 +180,13 @@ class Slots:
     def __init__(self, count: int, slot_nbytes: int, memory: Memory) -> None:
         slot_nbytes = aligned(max(slot_nbytes, 1), _PAGE)
         self.count = count
-        self.memory = SlotMemory(Segment(count * slot_nbytes, memory), slot_nbytes)
+        try:
+            self.memory = SlotMemory(Segment(count * slot_nbytes, memory), slot_nbytes)
+        except (OSError, OverflowError) as error:
+            raise RecipeError(
+                f"{count} batches of {human.size(slot_nbytes)}, which the loader needs room for, do not fit "
+                f"into memory ({error}); choose a smaller batch_size or fewer workers"
+            ) from None
         self._free = deque(range(count))
         self._returned: deque[_Lease] = deque()
         self._leases: dict[int, _Lease] = {}  # a reference that is not held itself calls nobody
