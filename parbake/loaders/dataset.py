@@ -16,7 +16,6 @@ from torch.utils.data import Dataset, get_worker_info
 
 from parbake.errors import RecipeError, StaleStoreError
 from parbake.loaders.crop import crop_of
-from parbake.loaders.epochs import Epochs
 from parbake.loaders.machine import cores
 from parbake.loaders.order import checked_integer
 from parbake.loaders.samples import Tensors, owned, plain_rows, split
@@ -136,6 +135,7 @@ class StoreDataset(Dataset[Any]):
         timeout: float = 0,
     ) -> SharedLoader:
         """Batches as ``DataLoader(self, batch_size, ...)`` gives them, but faster: see SharedLoader."""
+        from parbake.loaders.epochs import Epochs
         from parbake.loaders.shared_loader import SharedLoader, Workers
 
         workers = Workers(
