@@ -22,6 +22,7 @@ codecs capture
 chunkmap keys index gather threads
 shard decoded opened
 document
+chunks contents
 reader
 zarr_dir zarr_zip hdf5 samples
 writer publish verify

@@ -640,7 +640,7 @@ def test_a_replaced_store_is_never_mixed(mine: Path, mmap: bool, touched: tuple[
             assert one_of_two(lambda name=name: store[name][:], slice(None), name) == wanted
         with open_store(mine) as new:
             assert one_of_two(lambda: new["x"][:], slice(None), "x") == "new"
-        assert store.seal != new.seal
+        assert store.contents.version != new.contents.version
 
 
 def test_verify_and_coordinates_notice_a_replaced_store(mine: Path) -> None:

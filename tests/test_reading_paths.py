@@ -34,7 +34,7 @@ from parbake.store.codecs import Chain
 from parbake.store.gather import gather
 from parbake.store.index import Window
 from parbake.store.layout import Field
-from parbake.store.opened import ChunkAddresses, MappedFile, PreadFile, Shard, open_shards
+from parbake.store.opened import ChunkAddresses, FileSpan, MappedFile, PreadFile, Shard, open_shards
 from parbake.store.store import Store, open_store
 
 SAMPLES = 61
@@ -251,7 +251,8 @@ def test_files_closed_under_a_gather_leave_no_address_behind(
             index = np.random.default_rng(seed).integers(0, SAMPLES, 9)
             found = store.read(index)
             assert all(same(found[name], VALUES[name][index]) for name in VALUES)
-            assert sum(len(known._held) for known in store.reader._addresses.values()) <= 2
+            parts = [part for [part] in store.reader._parts.values()]
+            assert sum(len(part._addresses._held) for part in parts) <= 2
 
 
 def test_a_gather_from_more_files_than_may_be_open(
@@ -263,9 +264,9 @@ def test_a_gather_from_more_files_than_may_be_open(
     most = 0
     real = MappedFile.__init__
 
-    def init(self: MappedFile, descriptor: int, nbytes: int) -> None:
+    def init(self: MappedFile, span: FileSpan) -> None:
         nonlocal most
-        real(self, descriptor, nbytes)
+        real(self, span)
         alive.add(self)
         most = max(most, len(alive))
 
@@ -309,7 +310,7 @@ def test_a_store_that_another_thread_closes_in_the_middle(
     real = os.stat
 
     def closed(*args: Any, **options: Any) -> os.stat_result:
-        raw.folder.close()
+        raw.contents.files.close()
         return real(*args, **options)
 
     monkeypatch.setattr(os, "stat", closed)
@@ -423,7 +424,7 @@ def test_a_fork_while_a_thread_closes_a_file(paths: dict[str, Path], monkeypatch
 
     def strays() -> list[int]:
         with open_shards.lock:
-            known = store.reader._addresses["count"]
+            known = store.reader._parts["count"][0]._addresses
             still = list(open_shards._shards.values())
             return [number for number, shard in known._held.items() if shard not in still]
 
@@ -501,7 +502,7 @@ def test_several_threads_are_the_first_to_read_after_a_fork(
         lz4.read([9], ("count",))
         second.set()
 
-    with lz4.reader._decoded["count"]._lock, monkeypatch.context() as patch:
+    with lz4.reader._decoded[lz4.reader._parts["count"][0]]._lock, monkeypatch.context() as patch:
         patch.setattr(reader.threading, "local", local)
         threads = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(2)]
         for thread in threads:

@@ -254,7 +254,7 @@ def _source_accepted(request: _Request, old: Store) -> tuple[_Request, Store]:
         **old.provenance,
         "accepted_source": [*known, *([accepted] if accepted not in known else [])],
     }
-    zarr_dir.reseal(old.path, old.root, provenance)
+    zarr_dir.reseal(old.path, old.sealed.root, provenance)
     old.close()
     return replace(request, wanted=stored), open_store(request.target)
 
@@ -305,7 +305,7 @@ def _job(request: _Request, old: Store | None, kept: Iterable[str]) -> _Job:
         lambda name, _: name in kept,
         linkable=linkable,
     )
-    purpose = {"base": old.seal if old else None, "kept": sorted(kept)}
+    purpose = {"base": old.contents.version if old else None, "kept": sorted(kept)}
     return _staged(request, layout, codec, slabs, old, segments, purpose)
 
 
@@ -315,7 +315,7 @@ def _repair_job(request: _Request, old: Store, damaged: Sequence[Damage], accept
     slabs = plan_slabs(
         layout, old.stored_samples, old.stored_samples, lambda name, slab: (name, slab) not in bad
     )
-    purpose = {"base": old.seal, "repair": sorted(map(list, bad))}
+    purpose = {"base": old.contents.version, "repair": sorted(map(list, bad))}
     segments = _segments_of(old)
     job = _staged(request, layout, codec, slabs, old, segments, purpose)
     return replace(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 from crc32c import crc32c
@@ -28,6 +28,32 @@ class CodecError(ValueError):
     """A payload that is not what its chain writes; the reader adds where it lies."""
 
 
+class Decoder(Protocol):
+    """How the payloads of a field become samples. ``name``: for tables; ``dtype``: byte order as on disk.
+
+    ``is_raw``: a payload begins with its samples as they are, in C order.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def is_raw(self) -> bool: ...
+
+    def check(self, payload: NDArray[np.uint8], body: NDArray[np.uint8] | None = None) -> None:
+        """Compare checksums in the payload, if any, with its body, or a copy of that. Raises CodecError."""
+
+    def decode(self, payload: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        """Decode into ``out``, bytes of a whole chunk; trusts no size in the payload. Raises CodecError."""
+
+    def raw_body(self, payload: NDArray[np.uint8], nbytes: int) -> NDArray[np.uint8]:
+        """The ``nbytes`` of samples in a raw payload. Raises CodecError."""
+
+    def without(self, mask: int) -> Self:
+        """The chain less the filters in an HDF5 filter mask. Raises CodecError."""
+
+
 def _blosc() -> Any:
     """numcodecs' Blosc, its own threads off: ours run side by side and each releases the GIL."""
     from numcodecs import blosc
@@ -42,6 +68,16 @@ class Chain:
 
     name: str
     dtype: np.dtype[Any]
+
+    @property
+    def is_raw(self) -> bool:
+        return self.name == "raw"
+
+    def check(self, payload: NDArray[np.uint8], body: NDArray[np.uint8] | None = None) -> None:
+        check_crc(payload, body)
+
+    def without(self, mask: int) -> Self:
+        raise CodecError(f"filter mask {mask:#x} where all filters were applied")
 
     @cached_property
     def zarr_codecs(self) -> list[dict[str, Any]]:
@@ -79,7 +115,7 @@ class Chain:
         Raises CodecError.
         """
         body = payload[:-CRC_NBYTES]
-        if self.name == "raw":
+        if self.is_raw:
             np.copyto(out, self.raw_body(payload, out.nbytes))
             return
         self._check_blosc_header(body, out.nbytes)
@@ -115,11 +151,16 @@ def chain_of(layout: FieldLayout) -> Chain:
     return Chain(layout.codec, layout.numpy_dtype)
 
 
-def check_crc(payload: NDArray[np.uint8], body: NDArray[np.uint8] | None = None) -> None:
-    """Compare a payload's CRC-32C with its body, or with a copy of that; raises CodecError naming both."""
+def check_crc(
+    payload: NDArray[np.uint8], body: NDArray[np.uint8] | None = None, recorded: int | None = None
+) -> None:
+    """Compare the CRC-32C of a payload's body, or of a copy of that, with the one after it.
+
+    ``recorded``: compare with this one instead. Raises CodecError naming both.
+    """
     if payload.nbytes < CRC_NBYTES:
         raise CodecError(f"{payload.nbytes} bytes are too few for a chunk")
-    stored = int.from_bytes(payload[-CRC_NBYTES:].tobytes(), "little")
+    stored = int.from_bytes(payload[-CRC_NBYTES:].tobytes(), "little") if recorded is None else recorded
     found = crc32c((payload[:-CRC_NBYTES] if body is None else body).data)
     if found != stored:
         raise CodecError(f"crc32c {found:#010x} where {stored:#010x} is stored")

@@ -10,9 +10,10 @@ import os
 import stat
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,53 @@ _NO_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF}  # of the fi
 OPEN_FILES_MAX = 256  # in one process, over all stores; each costs a descriptor and a map
 
 
+@dataclass(frozen=True)
+class FileSpan:
+    """An open file and the bytes of it that are one file of a container; who asked closes the descriptor."""
+
+    descriptor: int
+    start: int
+    nbytes: int
+
+
+class Files(Protocol):
+    """The files of a container, by name: in a folder, in a zip, or one alone."""
+
+    path: Path
+
+    def open(self, name: str) -> FileSpan:
+        """Raises FileNotFoundError, CodecError, StoreReplacedError; ValueError when closed."""
+
+    def close(self) -> None: ...
+
+
+def read_file(files: Files, name: str, nbytes_max: int) -> bytes:
+    """A whole small file. Raises FileNotFoundError, CodecError."""
+    span = files.open(name)
+    try:
+        if span.nbytes > nbytes_max:
+            raise CodecError(f"{name} has {span.nbytes:,} bytes where at most {nbytes_max:,} are expected")
+        content = bytearray()
+        while len(content) < span.nbytes:
+            part = os.pread(span.descriptor, span.nbytes - len(content), span.start + len(content))
+            if not part:
+                raise CodecError(f"{name} was cut while it was read")
+            content += part
+        return bytes(content)
+    finally:
+        os.close(span.descriptor)
+
+
 class MappedFile:
     """A file's bytes through a memory map. ``address``: of its first byte."""
 
-    def __init__(self, descriptor: int, nbytes: int) -> None:
-        self._map = mmap.mmap(descriptor, nbytes, access=mmap.ACCESS_READ)
-        self.data: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+    def __init__(self, span: FileSpan) -> None:
+        skipped = span.start % mmap.ALLOCATIONGRANULARITY
+        self._map = mmap.mmap(
+            span.descriptor, skipped + span.nbytes, access=mmap.ACCESS_READ, offset=span.start - skipped
+        )
+        self._skipped = skipped
+        self.data: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)[skipped:]
         self.address: int = self.data.ctypes.data
 
     @property
@@ -42,6 +84,7 @@ class MappedFile:
 
     def will_need(self, start: int, stop: int) -> None:
         """Ask the kernel to begin reading bytes [start, stop)."""
+        start, stop = start + self._skipped, stop + self._skipped
         first = start - start % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_WILLNEED, first, stop - first)
 
@@ -49,12 +92,13 @@ class MappedFile:
 class PreadFile:
     """A file's bytes through ``pread``, where a mapped file may vanish. Closes with its last reference."""
 
-    def __init__(self, descriptor: int, nbytes: int) -> None:
-        self._descriptor = descriptor
-        self.nbytes = nbytes
+    def __init__(self, span: FileSpan) -> None:
+        self._descriptor = span.descriptor
+        self._start = span.start
+        self.nbytes = span.nbytes
 
     def get(self, start: int, stop: int) -> NDArray[np.uint8]:
-        found = os.pread(self._descriptor, stop - start, start)
+        found = os.pread(self._descriptor, stop - start, self._start + start)
         if len(found) != stop - start:
             raise CodecError(f"the file was cut while it was open: {len(found)} bytes of {stop - start} left")
         return np.frombuffer(found, np.uint8)
@@ -62,23 +106,37 @@ class PreadFile:
     def will_need(self, start: int, stop: int) -> None:
         """Ask the kernel to begin reading bytes [start, stop)."""
         if hasattr(os, "posix_fadvise"):  # macOS has none
-            os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._descriptor, self._start + start, stop - start, os.POSIX_FADV_WILLNEED)
 
     def __del__(self) -> None:
         os.close(self._descriptor)
 
 
-File: TypeAlias = MappedFile | PreadFile
+class AbsentFile:
+    """In the place of a file that is not there, where that stands for fill values: no chunk lies in it."""
+
+    nbytes = 0
+
+    def get(self, start: int, stop: int) -> NDArray[np.uint8]:
+        raise CodecError("the file is not there")
+
+    def will_need(self, start: int, stop: int) -> None:
+        return
+
+
+File: TypeAlias = MappedFile | PreadFile | AbsentFile
 
 
 class Shard:
     """One open shard. Its index is kept as lists: the hot path takes single numbers out of it."""
 
-    __slots__ = ("addresses", "admitted", "file", "is_open", "number", "starts", "stops")
+    __slots__ = ("addresses", "admitted", "crcs", "file", "is_open", "masks", "number", "starts", "stops")
 
     def __init__(self, number: int, file: File, index: ChunkIndex, addresses: ChunkAddresses) -> None:
         self.number = number
         self.file = file
+        self.crcs = index.crc32c
+        self.masks = index.mask
         self.starts: list[int] = index.offset.tolist()
         self.stops: list[int] = (index.offset + index.nbytes).tolist()
         self.admitted = bytearray(len(self.starts))  # chunks that this process has found to be right
@@ -90,7 +148,7 @@ class OpenShards:
     """The shards that this process has open, least recently used first out."""
 
     def __init__(self) -> None:
-        self._shards: OrderedDict[tuple[int, str, int], Shard] = OrderedDict()
+        self._shards: OrderedDict[tuple[int, int], Shard] = OrderedDict()
         self._renew_lock()
         # a fork waits until no other thread is between closing a file and forgetting its addresses
         os.register_at_fork(
@@ -104,14 +162,14 @@ class OpenShards:
         # another reader, which drops its shards, in the thread that holds it
         self.lock = threading.RLock()
 
-    def get(self, key: tuple[int, str, int]) -> Shard | None:
+    def get(self, key: tuple[int, int]) -> Shard | None:
         with self.lock:
             shard = self._shards.get(key)
             if shard is not None:
                 self._shards.move_to_end(key)
             return shard
 
-    def put(self, key: tuple[int, str, int], shard: Shard) -> Shard:
+    def put(self, key: tuple[int, int], shard: Shard) -> Shard:
         """The shard that is open under ``key`` now: another thread may have been faster."""
         with self.lock:
             shard = self._shards.setdefault(key, shard)
@@ -187,13 +245,14 @@ class OpenFolder:
             raise ValueError(f"{self.path}: the store is closed")
         return self._descriptor
 
-    def open(self, name: str) -> int:
-        """A descriptor of a plain file below, following no link.
+    def open(self, name: str) -> FileSpan:
+        """A plain file below, following no link.
 
         Raises FileNotFoundError, CodecError, StoreReplacedError; ValueError when closed.
         """
         try:
-            return open_beneath(self.descriptor, name)
+            descriptor = open_beneath(self.descriptor, name)
+            return FileSpan(descriptor, 0, os.fstat(descriptor).st_size)
         except (OSError, CodecError) as error:
             descriptor = self.descriptor  # raises, where another thread closed it meanwhile
             if isinstance(error, FileNotFoundError):

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.errors import RecipeError, StaleStoreError, StoreNotFoundError, StoreReplacedError
+from parbake.errors import (
+    NotAStoreError,
+    RecipeError,
+    StaleStoreError,
+    StoreNotFoundError,
+    StoreReplacedError,
+)
 from parbake.store import publish, zarr_dir
+from parbake.store.chunkmap import ByteSource
+from parbake.store.chunks import Access, Checksums
+from parbake.store.contents import Contents, Sealed
 from parbake.store.document import Manifest, StoredField, StoreDocument
 from parbake.store.index import Index, Window, normalised_index
 from parbake.store.keys import (
@@ -29,9 +38,9 @@ from parbake.store.keys import (
     without_source,
 )
 from parbake.store.layout import Coord, Layout
-from parbake.store.opened import OpenFolder
-from parbake.store.reader import CACHE_NBYTES, Checksums, Reader
+from parbake.store.reader import CACHE_NBYTES, Reader
 from parbake.store.samples import Samples
+from parbake.store.shard import ShardIdentity
 from parbake.store.verify import VerifyReport, verify
 
 RESERVED_NBYTES_MAX = 1 << 30  # of decoded chunks, taken without being asked for in bytes
@@ -75,23 +84,24 @@ class _Options:
     cache_nbytes: int
 
 
-def _open(path: Path, options: _Options, samples: int | None = None, seal: str | None = None) -> Store:
+def _open(path: Path, options: _Options, samples: int | None = None, version: str | None = None) -> Store:
     path = path.absolute()
     try:
-        folder = zarr_dir.open_folder(path)
+        contents = _contents(path)
     except StoreNotFoundError:
         publish.raise_if_unfinished(path)
         raise
-    try:
-        opened = zarr_dir.open_metadata(folder)
-    except StoreReplacedError:  # just now, between the two lines above
-        return _open(path, options, samples, seal)
-    if seal is not None and opened.seal != seal:
+    except StoreReplacedError:  # just now, while it was being opened
+        return _open(path, options, samples, version)
+    if version is not None and contents.version != version:
         raise StoreReplacedError(f"{path}: baked again since it was opened in another process; reopen it")
-    manifest = cache(partial(zarr_dir.read_manifest, folder, opened))
-    maps = zarr_dir.chunk_maps(opened, manifest)
-    reader = Reader(folder, maps, options.checksums, options.mmap, options.cache_nbytes)
-    return Store(folder, opened, reader, manifest, options, samples)
+    remedy = f"run 'parbake verify {path} --repair RECIPE'"
+    access = Access(contents.files, options.checksums, options.mmap, remedy)
+    return Store(contents, Reader(contents.maps, access, options.cache_nbytes), options, samples)
+
+
+def _contents(path: Path) -> Contents:
+    return zarr_dir.open_contents(zarr_dir.open_folder(path))
 
 
 class Store(Samples):
@@ -103,39 +113,46 @@ class Store(Samples):
 
     def __init__(
         self,
-        folder: OpenFolder,
-        opened: zarr_dir.Opened,
+        contents: Contents,
         reader: Reader,
-        manifest: Callable[[str], Manifest],
         options: _Options,
         samples: int | None,
     ) -> None:
-        self.folder = folder
+        self.contents = contents
         self.reader = reader
-        self.manifest = manifest  # of a field: sizes, checksums, partial statistics; DamagedStoreError
-        self._opened = opened
         self._options = options
         self._samples = samples
 
     @property
     def _document(self) -> StoreDocument:
-        return self._opened.document
+        return self.contents.document
 
     @property
-    def root(self) -> dict[str, Any]:
-        """The group's metadata document, consolidated metadata included."""
-        return self._opened.root
+    def sealed(self) -> Sealed:
+        """What parbake's own stores hold beside samples. Raises NotAStoreError for files of others."""
+        if self.contents.sealed is None:
+            raise NotAStoreError(f"{self.path}: not baked by parbake")
+        return self.contents.sealed
+
+    def manifest(self, field: str) -> Manifest:
+        """Sizes, checksums and partial statistics. Raises DamagedStoreError, NotAStoreError."""
+        return self.sealed.manifest(field)
+
+    def shard(self, field: str, number: int) -> ByteSource:
+        """The bytes of a shard as they lie in a directory. Raises CodecError, DamagedStoreError."""
+        made = self.sealed.shard
+        return self.reader.source(field, number) if made is None else made(field, number)
 
     # ---- what it is
 
     @property
     def path(self) -> Path:
-        return self.folder.path
+        return self.contents.files.path
 
     @property
-    def seal(self) -> str:
-        """Names this bake: the digest of all its metadata."""
-        return self._opened.seal
+    def is_foreign(self) -> bool:
+        """Whether parbake did not write this file: its keys are unknown, it is never fresh."""
+        return self.contents.sealed is None
 
     @property
     def samples(self) -> int:
@@ -158,7 +175,11 @@ class Store(Samples):
     @cached_property
     def coords(self) -> Mapping[str, Coord]:
         """Values along dimensions, such as time in seconds. Raises DamagedStoreError."""
-        return zarr_dir.read_coords(self.folder, self.root, self.fields)
+        return self.contents.coords()
+
+    def identity(self, field: str) -> ShardIdentity:
+        """What the header of this field's shards says."""
+        return self._document.identity(field)
 
     @property
     def invalidation_keys(self) -> Keys:
@@ -176,18 +197,18 @@ class Store(Samples):
     @property
     def edited(self) -> bool:
         """Whether attributes that only describe were changed since the bake."""
-        return self._opened.edited
+        return self.contents.sealed is not None and self.contents.sealed.edited
 
     @cached_property
     def statistics(self) -> Mapping[str, JSON]:
         """Per field its min, max, mean, std (population), count and nonfinite, and per channel."""
-        if self.samples == self.stored_samples:
+        if self.samples == self.stored_samples and not self.is_foreign:
             return self._document.statistics
         return {name: self.computed_statistics(field) for name, field in self.fields.items()}
 
     def nbytes_stored(self, field: str) -> int:
-        """Size of a field's shard files, in bytes."""
-        return int(self.manifest(field).nbytes.sum())
+        """Size of a field's chunks with what checks them, in bytes."""
+        return self.contents.nbytes_stored(field)
 
     # ---- reading
 
@@ -213,8 +234,9 @@ class Store(Samples):
         StoreReplacedError.
         """
         names = self.chosen(fields)
-        for name in names:
-            self.manifest(name)  # refuses a number of samples that lies, before any allocation trusts it
+        if self.contents.sealed is not None:
+            for name in names:
+                self.manifest(name)  # refuses a number of samples that lies, before any allocation trusts it
         if not view:
             return super().read(index, names, out, windows=windows, threads=threads)
         numbers = normalised_index(index, self.samples)
@@ -265,7 +287,7 @@ class Store(Samples):
             return self
         if not 0 < samples <= self.stored_samples:
             raise IndexError(f"{self.path}: {samples} of {self.stored_samples} samples")
-        return Store(self.folder, self._opened, self.reader, self.manifest, self._options, samples)
+        return Store(self.contents, self.reader, self._options, samples)
 
     # ---- knowing
 
@@ -306,4 +328,4 @@ class Store(Samples):
         self.reader.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (self.path, self._options, self._samples, self.seal)
+        return _open, (self.path, self._options, self._samples, self.contents.version)

@@ -14,8 +14,8 @@ from parbake.errors import DamagedStoreError
 from parbake.store.chunkmap import MISSING, ChunkIndex
 from parbake.store.codecs import CRC_NBYTES, CodecError, check_crc
 from parbake.store.document import Manifest
-from parbake.store.shard import HEADER_NBYTES
-from parbake.store.zarr_dir import damaged_nodes, read_coords
+from parbake.store.shard import HEADER_NBYTES, scan_shard
+from parbake.store.zarr_dir import shard_file
 
 if TYPE_CHECKING:
     from parbake.store.store import Store
@@ -56,9 +56,9 @@ def verify(store: Store) -> VerifyReport:
 
     The seal itself was compared when the store was opened.
     """
-    damaged = [Damage(file, None, 0, 0, found) for file, found in damaged_nodes(store.folder, store.root)]
+    damaged = [Damage(file, None, 0, 0, found) for file, found in store.sealed.faults()]
     try:
-        read_coords(store.folder, store.root, store.fields)
+        store.contents.coords()
     except DamagedStoreError as error:
         damaged.append(Damage("coordinates", None, 0, 0, str(error)))
     checked = 0
@@ -84,14 +84,13 @@ def _shard_faults(store: Store, name: str, manifest: Manifest, shard: int) -> li
 
 
 def _faults_of(store: Store, name: str, recorded: int, shard: int) -> Iterator[Damage]:
-    field = store.reader.maps[name]
-    layout = field.layout
-    file = field.file_name(shard)
+    layout = store.fields[name].layout
+    file = shard_file(name, len(layout.sample_shape), shard)
     first = shard * layout.shard_samples
     last = min(first + layout.shard_samples, store.stored_samples)
     try:
-        source = store.reader.source(name, shard)
-        index = field.scan(source, shard)
+        source = store.shard(name, shard)
+        index = scan_shard(source, shard, last - first, layout.chunks_per_shard, store.identity(name))
     except (DamagedStoreError, CodecError) as error:
         yield Damage(file, name, first, last, str(error).split("; run ")[0])
         return

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from parbake.errors import DamagedStoreError, NotAStoreError, StoreNotFoundError
 from parbake.store.chunkmap import ByteSource, ChunkIndex, FieldMap
 from parbake.store.codecs import CRC_NBYTES, Chain, CodecError, chain_of, check_crc
+from parbake.store.contents import Contents, Sealed
 from parbake.store.document import Manifest, StoredField, StoreDocument
 from parbake.store.durable import write_durably
 from parbake.store.keys import JSON, Keys, canonical, digest
@@ -29,7 +31,7 @@ from parbake.store.layout import (
     FieldLayout,
     Layout,
 )
-from parbake.store.opened import OpenFolder
+from parbake.store.opened import Files, OpenFolder, read_file
 from parbake.store.shard import scan_shard, shard_nbytes_min
 from parbake.store.statistics import ROWS, columns_of
 
@@ -44,7 +46,7 @@ _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
 
 
 class Opened(NamedTuple):
-    """A store's metadata as read from disk."""
+    """A store's metadata as read."""
 
     document: StoreDocument
     root: dict[str, Any]
@@ -247,13 +249,38 @@ def reseal(folder: Path, root: dict[str, Any], provenance: Mapping[str, JSON]) -
 # ---- reading
 
 
-def open_metadata(folder: OpenFolder) -> Opened:
-    """The metadata of the store in ``folder``.
+def open_contents(files: Files) -> Contents:
+    """The store in a folder or zip. Raises NotAStoreError, DamagedStoreError."""
+    opened = open_metadata(files)
+    manifest = cache(partial(read_manifest, files, opened))
+    maps = chunk_maps(opened, manifest)
+    return Contents(
+        files=files,
+        document=opened.document,
+        maps=maps,
+        coords=partial(read_coords, files, opened.root, opened.document.fields),
+        nbytes_stored=lambda field: int(manifest(field).nbytes.sum()),
+        version=opened.seal,
+        sealed=Sealed(
+            opened.root,
+            opened.edited,
+            manifest,
+            partial(damaged_nodes, files, opened.root),
+        ),
+    )
 
-    Raises StoreNotFoundError, NotAStoreError, DamagedStoreError; nothing is believed that the seal and
-    the format do not bear out.
+
+def open_metadata(files: Files) -> Opened:
+    """The metadata of the store in a folder or zip.
+
+    Raises NotAStoreError, DamagedStoreError; nothing is believed that the seal and the format do not
+    bear out.
     """
-    path, root = folder.path, _read_root(folder)
+    return checked_metadata(files.path, _read_root(files))
+
+
+def checked_metadata(path: Path, root: dict[str, Any]) -> Opened:
+    """The metadata in a root document, once seal and format were checked. Raises as ``open_metadata``."""
     attributes = root.get("attributes")
     if not isinstance(attributes, dict) or "parbake_format" not in attributes:
         raise NotAStoreError(f"{path}: a Zarr group that parbake did not bake; open it with zarr or xarray")
@@ -285,10 +312,10 @@ def open_metadata(folder: OpenFolder) -> Opened:
     return Opened(document, root, str(attributes[_SEAL]), edited=not whole)
 
 
-def _read_root(folder: OpenFolder) -> dict[str, Any]:
+def _read_root(folder: Files) -> dict[str, Any]:
     path = folder.path
     try:
-        content = _metadata_file(folder, ROOT)
+        content = read_file(folder, ROOT, _JSON_NBYTES_MAX)
     except FileNotFoundError:
         raise NotAStoreError(f"{path}: a folder without {ROOT}, so not a Zarr store") from None
     except CodecError as error:
@@ -302,14 +329,6 @@ def _read_root(folder: OpenFolder) -> dict[str, Any]:
     if not isinstance(root, dict) or root.get("zarr_format") != 3 or root.get("node_type") != "group":
         raise NotAStoreError(f"{path}/{ROOT}: not a Zarr v3 group")
     return root
-
-
-def _metadata_file(folder: OpenFolder, file: str) -> bytes:
-    """Raises FileNotFoundError, CodecError."""
-    with os.fdopen(folder.open(file), "rb") as opened:
-        if os.fstat(opened.fileno()).st_size > _JSON_NBYTES_MAX:
-            raise CodecError(f"{file} has over {_JSON_NBYTES_MAX:,} bytes, too large for metadata")
-        return opened.read()
 
 
 def _parse(root: dict[str, Any], attributes: dict[str, Any], nodes: dict[str, Any]) -> StoreDocument:
@@ -400,7 +419,7 @@ def _require(holds: bool, what: str) -> None:
         raise ValueError(what)
 
 
-def read_coords(folder: OpenFolder, root: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Coord]:
+def read_coords(folder: Files, root: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Coord]:
     """The coordinate arrays of a store. Raises DamagedStoreError."""
     nodes = root["consolidated_metadata"]["metadata"]
     names = [
@@ -409,7 +428,7 @@ def read_coords(folder: OpenFolder, root: Mapping[str, Any], fields: Mapping[str
     return {name: _read_coord(folder, name, nodes[name]) for name in names}
 
 
-def _read_coord(folder: OpenFolder, name: str, node: Mapping[str, Any]) -> Coord:
+def _read_coord(folder: Files, name: str, node: Mapping[str, Any]) -> Coord:
     [dim] = node["dimension_names"]
     values, labels = _read_small(folder, name, node), _labels_of(node)
     return Coord(
@@ -429,7 +448,7 @@ def _labels_of(node: Mapping[str, Any]) -> list[str] | None:
     return list(labels)
 
 
-def read_manifest(folder: OpenFolder, opened: Opened, field: str) -> Manifest:
+def read_manifest(folder: Files, opened: Opened, field: str) -> Manifest:
     """The manifest of one field. Raises DamagedStoreError."""
     nodes = opened.root["consolidated_metadata"]["metadata"]
     names = [f"{MANIFEST}/{field}/{key}" for key in ("nbytes", "crc32c", "statistics")]
@@ -443,17 +462,16 @@ def read_manifest(folder: OpenFolder, opened: Opened, field: str) -> Manifest:
     return manifest
 
 
-def _read_small(folder: OpenFolder, name: str, node: Mapping[str, Any]) -> NDArray[Any]:
+def _read_small(folder: Files, name: str, node: Mapping[str, Any]) -> NDArray[Any]:
     """An array of one raw chunk, its size and CRC checked."""
     shape = tuple(node["shape"])
     dtype = _parse_dtype(node["data_type"], node["codecs"][0])
     file = f"{name}/{_small_file(len(shape))}"
     try:
-        with os.fdopen(folder.open(file), "rb") as opened:
-            expected = math.prod(shape) * dtype.itemsize + CRC_NBYTES
-            if (found := os.fstat(opened.fileno()).st_size) != expected:
-                raise CodecError(f"{found} bytes where {expected} were written")
-            payload = np.frombuffer(opened.read(), np.uint8)
+        expected = math.prod(shape) * dtype.itemsize + CRC_NBYTES
+        payload = np.frombuffer(read_file(folder, file, expected), np.uint8)
+        if payload.nbytes != expected:
+            raise CodecError(f"{payload.nbytes} bytes where {expected} were written")
         check_crc(payload)
     except FileNotFoundError:
         raise DamagedStoreError(f"{folder.path}: the file {file} is missing; bake the store again") from None
@@ -490,13 +508,13 @@ def chunk_maps(opened: Opened, manifest: Callable[[str], Manifest]) -> dict[str,
     return {name: one(field) for name, field in opened.document.fields.items()}
 
 
-def damaged_nodes(folder: OpenFolder, root: Mapping[str, Any]) -> list[tuple[str, str]]:
+def damaged_nodes(folder: Files, root: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The (file, fault) of each array's or group's own metadata that differs from the sealed copy."""
     faults = []
     for name, node in root["consolidated_metadata"]["metadata"].items():
         file = f"{name}/{ROOT}"
         try:
-            content = _metadata_file(folder, file)
+            content = read_file(folder, file, _JSON_NBYTES_MAX)
         except FileNotFoundError:
             faults.append((file, "missing"))
             continue
