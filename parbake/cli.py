@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,9 @@ from parbake import __version__, human
 from parbake.cli_bench import bench
 from parbake.cli_build import BuildGroup
 from parbake.cli_clear import clear, stores_in
-from parbake.errors import ParbakeError, RecipeError, one_line
+from parbake.cli_convert import convert, diff
+from parbake.cli_options import as_json_option, sample_dim_option
+from parbake.errors import ParbakeError, RecipeError, StoreWarning, one_line
 
 if TYPE_CHECKING:
     from parbake.store.store import Store
@@ -66,7 +70,8 @@ class Gate(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with told_warnings():
+                return super().invoke(ctx)
         except click.UsageError as error:
             raise usage_line(error) from error
         except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
@@ -75,6 +80,22 @@ class Gate(click.Group):
             if ctx.params["debug"]:
                 traceback.print_exc(file=sys.stderr)
             raise failure(error) from error
+
+
+@contextlib.contextmanager
+def told_warnings() -> Iterator[None]:
+    """What is worth knowing of stores as a line each, once; other warnings as Python has them."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, StoreWarning):
+            click.echo(f"parbake: {human.printable(one_line(str(message)))}", err=True)
+        else:
+            python_shows(message, category, *place)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", StoreWarning)
+        python_shows, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 def usage_line(error: click.UsageError) -> click.ClickException:
@@ -114,14 +135,14 @@ main.add_command(BuildGroup())
 
 store_path = click.argument("path", type=click.Path(path_type=Path))
 cache_folder = click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @main.command()
 @store_path
-@as_json
+@sample_dim_option
+@as_json_option
 @click.pass_context
-def inspect(ctx: click.Context, path: Path, as_json: bool) -> None:
+def inspect(ctx: click.Context, path: Path, sample_dim: str | None, as_json: bool) -> None:
     """Show fields, chunks, sizes, statistics, keys and provenance of the store at PATH."""
     from parbake.cli_inspect import show_store
     from parbake.cli_output import show_unfinished
@@ -130,7 +151,7 @@ def inspect(ctx: click.Context, path: Path, as_json: bool) -> None:
     from parbake.store.store import open_store
 
     try:
-        store = open_store(path)
+        store = open_store(path, sample_dim=sample_dim)
     except UnfinishedStoreError:
         show_unfinished(path, unfinished_bakes(path), as_json)
         ctx.exit(EXIT_NO)
@@ -142,7 +163,7 @@ def inspect(ctx: click.Context, path: Path, as_json: bool) -> None:
 @store_path
 @click.argument("recipe", nargs=-1, type=click.UNPROCESSED)
 @click.option("--rehash", is_flag=True, help="Hash all input files again.")
-@as_json
+@as_json_option
 @click.pass_context
 def check(ctx: click.Context, path: Path, recipe: tuple[str, ...], rehash: bool, as_json: bool) -> None:
     """Say whether the store at PATH is fresh, or which invalidation keys changed.
@@ -172,7 +193,7 @@ def check(ctx: click.Context, path: Path, recipe: tuple[str, ...], rehash: bool,
     "value ...' in quotes; a store of a built-in producer knows its own.",
 )
 @click.option("--accept-drift", is_flag=True, help="Repair even where the new bytes differ; recorded.")
-@as_json
+@as_json_option
 @click.pass_context
 def verify(
     ctx: click.Context, path: Path | None, repair: str | None, accept_drift: bool, as_json: bool
@@ -220,7 +241,7 @@ def repaired(
 
 @main.command()
 @cache_folder
-@as_json
+@as_json_option
 def ls(folder: Path | None, as_json: bool) -> None:
     """List the stores in DIR (the cache folder unless named)."""
     from parbake import cli_output as output
@@ -230,3 +251,5 @@ def ls(folder: Path | None, as_json: bool) -> None:
 
 main.add_command(clear)
 main.add_command(bench)
+main.add_command(convert)
+main.add_command(diff)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from parbake import human
-from parbake.cli_options import Parsed
+from parbake.cli_options import Parsed, as_json_option, sample_dim_option
 from parbake.errors import RecipeError
 from parbake.progress import LINE_EVERY_S
 
@@ -71,7 +71,8 @@ def _seconds(text: str) -> float:
     metavar="S",
     help="Time for each setting  [default: 20 s shared by all, 1 s at most]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@sample_dim_option
+@as_json_option
 def bench(
     path: Path,
     fields: tuple[tuple[str, ...], ...],
@@ -79,6 +80,7 @@ def bench(
     workers: tuple[tuple[int, ...], ...],
     cold: bool,
     seconds: float | None,
+    sample_dim: str | None,
     as_json: bool,
 ) -> None:
     """Measure how fast the store at PATH loads in random order, and show the best setting as code.
@@ -91,7 +93,7 @@ def bench(
     """
     from parbake.loaders import machine, timing
 
-    subject = timing.Subject.at(path, _joined(fields) or None)
+    subject = timing.Subject.at(path, _joined(fields) or None, sample_dim)
     settings = timing.settings_of(
         _joined(batch_sizes) or timing.default_batch_sizes(subject.samples, subject.sample_nbytes),
         _joined(workers) or timing.default_workers(machine.cores()),

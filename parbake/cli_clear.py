@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from parbake import human
-from parbake.cli_options import Parsed
+from parbake.cli_options import Parsed, as_json_option
 
 if TYPE_CHECKING:
     from parbake.store.cache import StoreSummary
@@ -52,7 +52,7 @@ class Choice:
 )
 @click.option("--partial", is_flag=True, help="Unfinished bakes, which could be resumed.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@as_json_option
 @click.pass_context
 def clear(
     ctx: click.Context,

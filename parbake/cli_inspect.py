@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from parbake.store.publish import Unfinished
     from parbake.store.store import Store
 
+_STATES = {
+    "foreign": "not baked by parbake, keys unknown",
+    "edited": "edited since the bake",
+    "complete": "complete",
+}
+
 
 def show_store(path: Path, store: Store, unfinished: Sequence[Unfinished], as_json: bool) -> None:
     """All that a store says about itself."""
@@ -36,11 +42,11 @@ def show_store(path: Path, store: Store, unfinished: Sequence[Unfinished], as_js
         print_json(**_described(path, store, unfinished))
         return
     raw, stored = raw_nbytes(store), stored_nbytes(store)
-    producer = store.invalidation_keys.shared["producer"]
-    state = "edited since the bake" if store.edited else "complete"
+    producer = _producer(store)
+    origin = f" of {producer}" if producer is not None else ""
     click.echo(
-        f"{path}: {human.count(store.samples, 'sample')} of {producer}, {human.size(stored)} "
-        f"(ratio {human.ratio(raw, stored)}), {state}"
+        f"{path}: {human.count(store.samples, 'sample')}{origin}, {human.size(stored)} "
+        f"(ratio {human.ratio(raw, stored)}), {_STATES[_state(store)]}"
     )
     for bake in unfinished:
         click.echo(f"beside it, an {bake}")
@@ -48,16 +54,28 @@ def show_store(path: Path, store: Store, unfinished: Sequence[Unfinished], as_js
     sections: list[tuple[str, RenderableType]] = [
         ("Fields", _fields_table(store)),
         ("Chunks", _chunks_table(store)),
-        ("Statistics", _statistics_table(store)),
     ]
+    if not store.is_foreign:  # of a foreign file they would have to be computed
+        sections.append(("Statistics", _statistics_table(store)))
     if described:
         sections.insert(1, ("Descriptions", pairs(described)))
     if store.coords:
         sections.append(("Coordinates", pairs([(n, _coord(c)) for n, c in store.coords.items()])))
-    sections.append(("Keys", pairs([("digest", store.digest), *_flat_keys(store)])))
-    sections.append(("Provenance", pairs(_provenance(store.provenance))))
+    if not store.is_foreign:
+        sections.append(("Keys", pairs([("digest", store.digest), *_flat_keys(store)])))
+        sections.append(("Provenance", pairs(_provenance(store.provenance))))
     for title, content in sections:
         print_parts("", f"[bold]{title}[/bold]", content)
+
+
+def _producer(store: Store) -> Any:
+    return store.invalidation_keys.shared.get("producer")
+
+
+def _state(store: Store) -> str:
+    if store.is_foreign:
+        return "foreign"
+    return "edited" if store.edited else "complete"
 
 
 def _described(path: Path, store: Store, unfinished: Sequence[Unfinished]) -> dict[str, Any]:
@@ -65,9 +83,9 @@ def _described(path: Path, store: Store, unfinished: Sequence[Unfinished]) -> di
     keys = store.invalidation_keys
     return {
         "path": str(path),
-        "state": "edited" if store.edited else "complete",
+        "state": _state(store),
         "unfinished": bakes_json(unfinished),
-        "producer": keys.shared["producer"],
+        "producer": _producer(store),
         "samples": store.samples,
         "slab_samples": store.layout.slab_samples,
         "nbytes_raw": raw,
@@ -94,7 +112,7 @@ def _described(path: Path, store: Store, unfinished: Sequence[Unfinished]) -> di
             for name, coord in store.coords.items()
         },
         "keys": {"shared": keys.shared, "fields": keys.fields},
-        "statistics": store.statistics,
+        "statistics": None if store.is_foreign else store.statistics,
         "provenance": store.provenance,
     }
 

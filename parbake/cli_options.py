@@ -7,6 +7,11 @@ from typing import Any
 
 import click
 
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+sample_dim_option = click.option(
+    "--sample-dim", metavar="NAME", help="Of a file that others wrote: the dimension that counts samples."
+)
+
 
 class Parsed(click.ParamType):  # type: ignore[type-arg]
     """An option that a function of its text reads."""

@@ -59,6 +59,24 @@ def show_bake(path: Path, store: Store, last: Progress | None, as_json: bool) ->
     return result
 
 
+def show_converted(source: Path, target: Path, store: Store, as_json: bool) -> None:
+    """One line on the store that was made."""
+    raw, stored = raw_nbytes(store), stored_nbytes(store)
+    if as_json:
+        print_json(
+            source=str(source),
+            path=str(target),
+            samples=store.samples,
+            nbytes_raw=raw,
+            nbytes_stored=stored,
+            ratio=ratio_of(raw, stored),
+            digest=store.digest,
+        )
+        return
+    samples = human.count(store.samples, "sample")
+    click.echo(f"{target}: {samples}, {human.size(stored)} (ratio {human.ratio(raw, stored)}), from {source}")
+
+
 def _masked(store: Store) -> NDArray[np.int64]:
     """Samples that ``teacher`` marked because their inputs failed."""
     from parbake.producers.networks.teacher import VALID, Teacher
@@ -114,6 +132,7 @@ def show_verified(
             path=str(path),
             whole=bool(report),
             checked_nbytes=report.checked_nbytes,
+            unchecked=list(report.unchecked),
             damaged=list(map(vars, report.damaged)),
             repaired=list(map(vars, repaired)),
         )
@@ -122,7 +141,8 @@ def show_verified(
     if repaired:
         click.echo(f"{path}: {human.count(len(repaired), 'damaged part')} repaired")
     if report:
-        click.echo(f"{path}: whole, {human.size(report.checked_nbytes)} checked")
+        without = f"; without checksums: {', '.join(report.unchecked)}" if report.unchecked else ""
+        click.echo(f"{path}: whole, {human.size(report.checked_nbytes)} checked{without}")
     else:
         damaged = human.count(len(report.damaged), "damaged part")
         click.echo(f"{path}: {damaged}; run '{repair_with}'", err=True)

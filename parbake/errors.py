@@ -47,6 +47,10 @@ class StoreNotFoundError(ParbakeError, FileNotFoundError):
     """No store at this path."""
 
 
+class StoreWarning(UserWarning):
+    """Something about a store or file that is worth knowing; told once."""
+
+
 class NotAStoreError(ParbakeError, ValueError):
     """Something is at this path, but nothing that parbake baked and sealed."""
 

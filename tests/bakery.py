@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from parbake.errors import RecipeError
 from parbake.producers import bake as bake_module
+from parbake.producers import publishing
 from parbake.store import layout
 from parbake.store.keys import Keys, Producer, producer_keys
 from parbake.store.layout import Coord, Field
@@ -39,7 +40,7 @@ def tiny_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SCALAR_SHARD_SAMPLES", 32)
     monkeypatch.setattr(layout, "SLAB_SAMPLES_MAX", 16)
     monkeypatch.setattr(bake_module, "producer_keys", _remembered_keys)
-    monkeypatch.setattr(bake_module, "_git_commit", lambda: None)  # a process a bake
+    monkeypatch.setattr(publishing, "_git_commit", lambda: None)  # a process a bake
 
 
 def _remembered_keys(producer: Producer, *, rehash: bool = False) -> tuple[Keys, dict[str, Field]]:

@@ -44,6 +44,7 @@ from parbake.errors import (
     UnfinishedStoreError,
 )
 from parbake.producers import bake as bake_module
+from parbake.producers import publishing
 from parbake.producers import slabs
 from parbake.producers.bake import bake, repair
 from parbake.store import publish, writer, zarr_dir
@@ -393,9 +394,9 @@ SITES = {
     "index": (writer, "pack_index"),
     "record": (slabs.SlabRecord, "to_bytes"),
     "statistics": (writer.statistics, "merged"),
-    "manifest": (bake_module, "_manifest"),
-    "scalar shard": (bake_module, "write_scalar_shard"),
-    "metadata": (zarr_dir, "_write_small"),
+    "manifest": (publishing, "_manifest"),
+    "scalar shard": (publishing, "write_scalar_shard"),
+    "metadata": (zarr_dir, "_small_content"),
     "intent": (publish, "canonical"),
     "swap": (publish, "_swap"),
 }

@@ -20,6 +20,7 @@ from parbake.loaders.batch_loader import BatchLoader
 from parbake.loaders.dataset import StoreDataset
 from parbake.loaders.machine import files_of, forget
 from parbake.loaders.slots import HELD
+from parbake.store.chunks import Checksums
 from parbake.store.store import open_store
 
 LoaderName: TypeAlias = Literal["DataLoader", "BatchLoader", "ds.loader"]
@@ -247,23 +248,27 @@ def _one_torch_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A store to measure. ``fields``: None for all. ``files``: those that its samples lie in."""
+    """A store to measure. ``fields``: None for all. ``files``: those that its samples lie in.
+
+    ``sample_dim``: as ``open_store`` has it.
+    """
 
     path: Path
     fields: tuple[str, ...] | None
     samples: int
     sample_nbytes: int
     files: tuple[Path, ...]
+    sample_dim: str | None
 
     @classmethod
-    def at(cls, path: Path, fields: Sequence[str] | None) -> Subject:
+    def at(cls, path: Path, fields: Sequence[str] | None, sample_dim: str | None = None) -> Subject:
         """Raises what ``open_store`` and StoreDataset raise."""
-        with open_store(path) as store:
+        with open_store(path, sample_dim=sample_dim) as store:
             dataset = StoreDataset(store, fields)
             sample_nbytes = sum(store.fields[name].layout.sample_nbytes for name in dataset.fields)
             files = files_of(path, set(store.fields) - set(dataset.fields))
         chosen = None if fields is None else dataset.fields
-        return cls(path, chosen, len(dataset), sample_nbytes, tuple(files))
+        return cls(path, chosen, len(dataset), sample_nbytes, tuple(files), sample_dim)
 
     def measured(self, setting: Setting, seconds: float, *, cold: bool = False) -> Measurement:
         """Opened anew, so that nothing is mapped or checked yet; when warm, all counts as checked.
@@ -273,7 +278,10 @@ class Subject:
         if cold:
             forget(self.files)
         with contextlib.ExitStack() as closing:
-            store = closing.enter_context(open_store(self.path, checksums="first" if cold else "never"))
+            checksums: Checksums = "first" if cold else "never"
+            store = closing.enter_context(
+                open_store(self.path, checksums=checksums, sample_dim=self.sample_dim)
+            )
             loader = setting.made(StoreDataset(store, self.fields))
             if isinstance(loader, contextlib.AbstractContextManager):
                 closing.enter_context(loader)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.producers.bake import default_batch_size, with_drawn_seed
 from parbake.producers.batches import produce_batch, producing
+from parbake.producers.jobs import default_batch_size, with_drawn_seed
 from parbake.store.document import StoredField
 from parbake.store.index import Window, adjoining
 from parbake.store.keys import JSON, Freshness, Keys, Producer, compare, producer_keys

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import ParbakeError
-from parbake.producers.bake import DEFAULT_CODEC, default_batch_size
 from parbake.producers.batches import produce_batch
+from parbake.producers.jobs import DEFAULT_CODEC, default_batch_size
 from parbake.store import publish
 from parbake.store.codecs import CRC_NBYTES, chain_of
 from parbake.store.document import StoredField

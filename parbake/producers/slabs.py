@@ -28,6 +28,7 @@ from parbake.store import statistics
 from parbake.store.document import StoredField
 from parbake.store.durable import durable, sync_folder, write_durably
 from parbake.store.keys import JSON, Producer, canonical
+from parbake.store.pack import copy_shard
 from parbake.store.publish import Staging
 from parbake.store.shard import HEADER_NBYTES, ShardIdentity
 from parbake.store.store import Store
@@ -250,7 +251,7 @@ def _link(job: SlabJob, plan: SlabPlan, name: str) -> ShardFile:
     old, new = job.old.path / file, job.staging.store / file
     manifest = job.old.manifest(name)
     nbytes, crc = int(manifest.nbytes[plan.slab]), int(manifest.crc32c[plan.slab])
-    if not _has(old, nbytes):
+    if job.old.path.is_dir() and not _has(old, nbytes):
         raise DamagedStoreError(
             f"{old}: field {name!r}, samples {plan.start}-{plan.stop - 1}: missing, or not of the {nbytes} "
             f"bytes that were written; run 'parbake verify {job.old.path} --repair RECIPE' first"
@@ -260,9 +261,8 @@ def _link(job: SlabJob, plan: SlabPlan, name: str) -> ShardFile:
     try:
         os.link(old, new)
         sync_folder(new.parent)
-    except OSError:  # another file system, too many links, or none at all
-        with old.open("rb") as source, durable(new) as copy:
-            shutil.copyfileobj(source, copy, 1024**2)
+    except OSError:  # another file system, too many links, none at all, or a container that is one file
+        copy_shard(job.old, name, plan.slab, new)
     return ShardFile(nbytes, crc, manifest.statistics[plan.slab])
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from parbake.errors import DamagedStoreError, NotAStoreError, StoreNotFoundError
+from parbake.store.containers import container_of, open_sealed
 from parbake.store.keys import Keys, digest
 from parbake.store.publish import Unfinished, staging_root, unfinished_bakes
-from parbake.store.zarr_dir import ROOT, open_folder, open_metadata
+from parbake.store.zarr_dir import ROOT
 
 DIGEST_DIGITS = 12
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # module:name
@@ -68,7 +69,11 @@ def list_stores(folder: Path) -> list[StoreSummary]:
 
     Raises OSError where the folder cannot be read.
     """
-    names = {child.name.removesuffix(_BAKING) for child in folder.iterdir() if child.is_dir()}
+    names = {
+        child.name.removesuffix(_BAKING)
+        for child in folder.iterdir()
+        if child.is_dir() or container_of(child) != "directory"
+    }
     summaries = (_summary(folder / name) for name in sorted(names) if name and not REMOVED.fullmatch(name))
     return [summary for summary in summaries if summary is not None]
 
@@ -78,18 +83,22 @@ def _summary(path: Path) -> StoreSummary | None:
     furthest: Unfinished | None = max(bakes, key=lambda bake: bake.slabs_done, default=None)
     slabs = (furthest.slabs_done, furthest.slabs) if furthest is not None else None
     stored = nbytes_of(path)
-    last_used = _last_used(path / ROOT)
+    marker = _marker(path)
+    last_used = _last_used(marker)
     producer = keys = samples = raw = None
     inputs: tuple[str, ...] = ()
     try:
-        with _unread(path / ROOT), contextlib.closing(open_folder(path)) as opened_folder:
-            opened = open_metadata(opened_folder)
-        document = opened.document
+        with _unread(marker):
+            contents = open_sealed(path)
+        if contents is None or contents.sealed is None:
+            raise NotAStoreError(f"{path}: not baked by parbake")
+        contents.files.close()
+        document = contents.document
         producer, keys = str(document.keys.shared["producer"]), document.keys.digest[:DIGEST_DIGITS]
         samples = document.samples
         inputs = _inputs(document.provenance.get("recipe"))
         raw = samples * sum(field.layout.sample_nbytes for field in document.fields.values())
-        state = "edited" if opened.edited else "complete"
+        state = "edited" if contents.sealed.edited else "complete"
     except DamagedStoreError:
         state = "broken"
     except (StoreNotFoundError, NotAStoreError):
@@ -133,8 +142,13 @@ def _unread(file: Path) -> Iterator[None]:
 def used_now(path: Path) -> None:
     """Note that a store is used, for ``clear``: file systems keep it by the day, if at all."""
     with contextlib.suppress(OSError):  # a folder of somebody else's
-        file = path / ROOT
+        file = _marker(path)
         os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
+
+
+def _marker(path: Path) -> Path:
+    """The file whose time of last use is that of a store."""
+    return path / ROOT if path.is_dir() else path
 
 
 def _last_used(file: Path) -> datetime | None:
@@ -150,6 +164,8 @@ def nbytes_of(path: Path) -> int:
 
 
 def _nbytes(folder: Path) -> int:
+    if folder.is_file():
+        return folder.stat().st_size
     total = 0
     for parent, _, files in os.walk(folder):
         for name in files:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from parbake.errors import NotAStoreError, ParbakeError, StoreNotFoundError
 from parbake.store.cache import REMOVED, StoreSummary
+from parbake.store.containers import open_sealed
 from parbake.store.publish import baking_lock, finish_swap, staging_root, unfinished_bakes
-from parbake.store.zarr_dir import ROOT, open_folder, open_metadata
+from parbake.store.zarr_dir import ROOT
 
 
 class InUseError(ParbakeError):
@@ -55,6 +56,8 @@ def remove_store(path: Path) -> None:
             gone = path.with_name(f".{path.name}.removed-{os.getpid()}")
             path.rename(gone)
             shutil.rmtree(gone)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def remove_remains(folder: Path) -> None:
@@ -78,7 +81,7 @@ def _alone(path: Path) -> Iterator[None]:
     with baking_lock(path, _refuse):
         finish_swap(path)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:  # nothing but an unfinished bake
             yield
             return
@@ -100,13 +103,20 @@ def _refuse(waiting: str) -> None:
 
 def _check_ours(path: Path) -> None:
     try:
-        with contextlib.closing(open_folder(path)) as folder:
-            nodes = open_metadata(folder).root["consolidated_metadata"]["metadata"]
+        contents = open_sealed(path)
+        if contents is None or contents.sealed is None:
+            raise NotAStoreError(f"{path}: not baked by parbake")
+        contents.files.close()
+        if path.is_file():
+            return
+        nodes = contents.sealed.root["consolidated_metadata"]["metadata"]
     except NotAStoreError:  # somebody's own, at the name of an unfinished bake
         raise InUseError(f"{path}: not a store; left alone, and the unfinished bake beside it") from None
     except StoreNotFoundError:  # nothing but an unfinished bake
         return
     except ParbakeError:  # broken: its metadata said that it is ours, but not of what it consists
+        if path.is_file():
+            return
         arrays = {c.name for c in path.iterdir() if (c / ROOT).is_file() or (c / "c").is_dir()}
         nodes = dict.fromkeys(arrays)
     known = {ROOT, *(node.partition("/")[0] for node in nodes)}

@@ -40,6 +40,8 @@ class Decoder(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
     @property
     def is_raw(self) -> bool: ...
+    @property
+    def has_checksum(self) -> bool: ...
 
     def check(self, payload: NDArray[np.uint8], body: NDArray[np.uint8] | None = None) -> None:
         """Compare checksums in the payload, if any, with its body, or a copy of that. Raises CodecError."""
@@ -72,6 +74,10 @@ class Chain:
     @property
     def is_raw(self) -> bool:
         return self.name == "raw"
+
+    @property
+    def has_checksum(self) -> bool:
+        return True
 
     def check(self, payload: NDArray[np.uint8], body: NDArray[np.uint8] | None = None) -> None:
         check_crc(payload, body)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from parbake.errors import NotAStoreError, RecipeError, UnfinishedStoreError
+from parbake.store.containers import container_of, is_ours, seal_of
 from parbake.store.durable import sync_folder, write_durably
 from parbake.store.keys import canonical
 from parbake.store.zarr_dir import ROOT
@@ -37,13 +38,23 @@ def staging_root(target: Path) -> Path:
 
 @dataclass(frozen=True)
 class Staging:
-    """One bake in progress: ``folder/plan.json``, ``records/``, ``scalars/``, ``spool/`` and ``store/``."""
+    """One bake in progress: ``folder/plan.json``, ``records/``, ``scalars/``, ``spool/`` and ``store/``.
+
+    ``packed``: where the zip or HDF5 file is made, for targets that are one.
+    """
 
     folder: Path
 
     @property
     def store(self) -> Path:
         return self.folder / "store"
+
+    def packed(self, target: Path) -> Path:
+        return self.folder / f"packed{target.suffix}"
+
+    def made(self, target: Path) -> Path:
+        """What takes the place of ``target``."""
+        return self.store if container_of(target) == "directory" else self.packed(target)
 
     @property
     def plan(self) -> Path:
@@ -149,10 +160,14 @@ def check_target(target: Path) -> None:
         with contextlib.suppress(OSError):  # not empty, mostly
             target.rmdir()
             return
+        if container_of(target) != "directory":
+            raise NotAStoreError(
+                f"{target}: a folder, where a file is to be; choose another path or remove it"
+            )
         if (target / ROOT).is_file():
             return
         raise NotAStoreError(f"{target}: a folder that is not a store; choose another path or remove it")
-    if target.exists():
+    if target.exists() and (container_of(target) == "directory" or not is_ours(target)):
         raise NotAStoreError(f"{target}: a file that is not a store; choose another path or remove it")
 
 
@@ -161,8 +176,9 @@ def swap_in(staging: Staging, target: Path, seal: str) -> None:
 
     Interrupted at any point, ``finish_swap`` completes it.
     """
-    for folder, _, _ in os.walk(staging.store):  # not every file system keeps a synced file's folders
-        sync_folder(Path(folder))
+    if staging.made(target) == staging.store:
+        for folder, _, _ in os.walk(staging.store):  # not every file system keeps a synced file's folders
+            sync_folder(Path(folder))
     intent = {"seal": seal, "replaces": _identity(target)}
     write_durably(staging.intent, canonical(intent).encode())
     _swap(staging, target)
@@ -177,9 +193,9 @@ def finish_swap(target: Path) -> None:
     for intent in staging_root(target).glob("*/swap.json"):
         staging = Staging(intent.parent)
         wanted = json.loads(intent.read_bytes())
-        if wanted["seal"] not in (_seal_of(target), _seal_of(staging.store)):
+        if wanted["seal"] not in (seal_of(target), seal_of(staging.made(target))):
             staging.remove()  # swapped, and then the new store was removed: what lies here is the old one
-        elif _seal_of(target) == wanted["seal"]:
+        elif seal_of(target) == wanted["seal"]:
             staging.remove()
         elif _identity(target) in (None, wanted["replaces"]):
             _swap(staging, target)
@@ -201,16 +217,10 @@ def _identity(target: Path) -> list[int] | None:
     return [found.st_dev, found.st_ino]
 
 
-def _seal_of(target: Path) -> str | None:
-    try:
-        return str(json.loads((target / ROOT).read_bytes())["attributes"]["parbake_seal"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _swap(staging: Staging, target: Path) -> None:
-    if not target.exists():
-        staging.store.rename(target)
+    made = staging.made(target)
+    if not target.exists() or made != staging.store:
+        made.replace(target)
     elif not _exchange(staging.store, target):
         target.rename(staging.folder / "old")
         staging.store.rename(target)

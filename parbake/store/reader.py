@@ -36,7 +36,7 @@ class Reader:
 
     def __init__(self, maps: Mapping[str, AnyMap], access: Access, cache_nbytes: int) -> None:
         self.maps = dict(maps)
-        self._access = access
+        self.access = access
         self.cache_nbytes = cache_nbytes
         self._parts = {name: _parts(field, access) for name, field in maps.items()}
         self._sharing = frozenset(name for name in maps if self._is_cached(name))
@@ -61,7 +61,7 @@ class Reader:
         for part in self._chunks():
             part.close()
         self._decoded = {}
-        self._access.files.close()
+        self.access.files.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, TypeError):  # half made, or the interpreter going down
@@ -275,7 +275,7 @@ class Reader:
         """Decoded chunks of this process; each field has room for about as many samples."""
         with self._lock:
             decoded = self._decoded.get(part)
-            if decoded is not None and self._access.checksums != "always":
+            if decoded is not None and self.access.checksums != "always":
                 return decoded
             layout = _layout_of(part)
             names = self._sharing | {layout.name}
@@ -286,7 +286,7 @@ class Reader:
             decoded = DecodedChunks(chunks, slots, layout.chunk_nbytes)
             alone = len(self._parts[layout.name]) == 1
             # what is kept would be checked no more; many tiles with a chunk each may be far over the share
-            if self._access.checksums != "always" and (alone or share >= layout.chunk_nbytes):
+            if self.access.checksums != "always" and (alone or share >= layout.chunk_nbytes):
                 self._decoded[part] = decoded
             return decoded
 

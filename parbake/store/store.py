@@ -19,10 +19,12 @@ from parbake.errors import (
     StaleStoreError,
     StoreNotFoundError,
     StoreReplacedError,
+    StoreWarning,
 )
-from parbake.store import publish, zarr_dir
+from parbake.store import publish
 from parbake.store.chunkmap import ByteSource
 from parbake.store.chunks import Access, Checksums
+from parbake.store.containers import open_contents
 from parbake.store.contents import Contents, Sealed
 from parbake.store.document import Manifest, StoredField, StoreDocument
 from parbake.store.index import Index, Window, normalised_index
@@ -53,9 +55,13 @@ def open_store(
     checksums: Checksums = "first",
     mmap: bool = True,
     cache_nbytes: int = CACHE_NBYTES,
+    sample_dim: str | None = None,
 ) -> Store:
-    """Open a baked store for reading.
+    """Open a baked store for reading, or a Zarr, HDF5 or NetCDF4 file that somebody else wrote.
 
+    Of a foreign file the arrays that share axis 0 are fields; its keys are unknown, so it is never fresh.
+    What is left out of it, and what is read slowly, is told once, as a warning. ``sample_dim``: the name of
+    the dimension that counts its samples.
     ``expect``: the producer that should have baked it; the store then shows ``len(expect)`` samples.
     ``checksums``: check each chunk when this process first reads it, ``"always"`` or ``"never"``.
     ``mmap=False`` reads with ``pread``, for file systems on which a mapped file may vanish.
@@ -67,7 +73,9 @@ def open_store(
         raise RecipeError(f"checksums={checksums!r}; one of 'first', 'always', 'never'")
     if not isinstance(cache_nbytes, int) or cache_nbytes < 0:
         raise RecipeError(f"cache_nbytes={cache_nbytes!r}; a number of bytes, 0 or more")
-    opened = _open(Path(path), _Options(checksums, mmap, cache_nbytes))
+    opened = _open(Path(path).expanduser(), _Options(checksums, mmap, cache_nbytes, sample_dim))
+    for notice in opened.contents.notices:
+        warnings.warn(f"{path}: {notice}", StoreWarning, stacklevel=2)
     if expect is None:
         return opened
     freshness = opened.freshness(expect)
@@ -82,12 +90,13 @@ class _Options:
     checksums: Checksums
     mmap: bool
     cache_nbytes: int
+    sample_dim: str | None
 
 
 def _open(path: Path, options: _Options, samples: int | None = None, version: str | None = None) -> Store:
     path = path.absolute()
     try:
-        contents = _contents(path)
+        contents = open_contents(path, options.sample_dim)
     except StoreNotFoundError:
         publish.raise_if_unfinished(path)
         raise
@@ -96,12 +105,10 @@ def _open(path: Path, options: _Options, samples: int | None = None, version: st
     if version is not None and contents.version != version:
         raise StoreReplacedError(f"{path}: baked again since it was opened in another process; reopen it")
     remedy = f"run 'parbake verify {path} --repair RECIPE'"
+    if contents.sealed is None:
+        remedy = "the file is damaged, or was cut: get it again"
     access = Access(contents.files, options.checksums, options.mmap, remedy)
     return Store(contents, Reader(contents.maps, access, options.cache_nbytes), options, samples)
-
-
-def _contents(path: Path) -> Contents:
-    return zarr_dir.open_contents(zarr_dir.open_folder(path))
 
 
 class Store(Samples):
@@ -278,6 +285,7 @@ class Store(Samples):
                 f"{self.path}: {samples} samples take {needed / 2**30:.1f} GiB decoded, more than is kept: "
                 "chunks will be decoded several times; shuffle in a smaller span, or open the store with "
                 f"cache_nbytes={needed}",
+                StoreWarning,
                 stacklevel=2,
             )
 
@@ -301,6 +309,8 @@ class Store(Samples):
 
     def compared(self, wanted: Keys, samples: int) -> Freshness:
         """``freshness`` for keys already at hand."""
+        if self.is_foreign:
+            return Freshness((Change(None, "producer", "unknown", wanted.shared["producer"]),))
         stored = self.invalidation_keys
         if digest(wanted.shared.get("source")) in self.provenance.get("accepted_source", ()):
             stored, wanted = without_source(stored), without_source(wanted)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.errors import DamagedStoreError, NotAStoreError, StoreNotFoundError
+from parbake.errors import DamagedStoreError, NotAStoreError
 from parbake.store.chunkmap import ByteSource, ChunkIndex, FieldMap
 from parbake.store.codecs import CRC_NBYTES, Chain, CodecError, chain_of, check_crc
 from parbake.store.contents import Contents, Sealed
@@ -31,7 +30,7 @@ from parbake.store.layout import (
     FieldLayout,
     Layout,
 )
-from parbake.store.opened import Files, OpenFolder, read_file
+from parbake.store.opened import Files, read_file
 from parbake.store.shard import scan_shard, shard_nbytes_min
 from parbake.store.statistics import ROWS, columns_of
 
@@ -40,7 +39,7 @@ ROOT = "zarr.json"
 _JSON_NBYTES_MAX = 64 * 1024**2
 _CHUNK_NBYTES_MAX = 16 * 1024**2  # of chunks with several samples
 _CORE_ATTRIBUTES = frozenset({"units", "statistics", "labels"})  # beside parbake's own
-_SEAL = "parbake_seal"
+SEAL = "parbake_seal"
 _LABELS = "labels"  # of a coordinate: JSON, a text per value
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
 
@@ -59,8 +58,16 @@ class Opened(NamedTuple):
 
 def write_metadata(folder: Path, document: StoreDocument, manifests: Mapping[str, Manifest]) -> str:
     """Write all that is not a shard into a store's folder, the sealed root last; returns the seal."""
+    root = sealed_root(document)
+    for name, content in metadata_files(root, document.coords, manifests):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_durably(folder / name, content)
+    return str(root["attributes"][SEAL])
+
+
+def sealed_root(document: StoreDocument) -> dict[str, Any]:
+    """The group's metadata document, consolidated metadata and seal included."""
     nodes: dict[str, dict[str, Any]] = {}
-    contents: dict[str, NDArray[Any]] = {}
     for name in document.fields:
         nodes[name] = _field_node(document, name)
     for name, coord in document.coords.items():
@@ -69,21 +76,27 @@ def write_metadata(folder: Path, document: StoreDocument, manifests: Mapping[str
             attributes[_LABELS] = canonical(list(coord.labels))
         dims = (coord.dim or name,)
         nodes[name] = _small_node(coord.values.shape, coord.values.dtype, dims, attributes)
-        contents[name] = coord.values
     nodes[MANIFEST] = _group({})
-    for name, manifest in manifests.items():
+    for name in document.fields:
         nodes |= _manifest_nodes(document, name)
-        contents |= {f"{MANIFEST}/{name}/{key}": values for key, values in vars(manifest).items()}
-    for path, node in nodes.items():
-        (folder / path).mkdir(parents=True, exist_ok=True)
-        write_durably(folder / path / ROOT, _text(node))
-    for path, values in contents.items():
-        _write_small(folder / path, values)
     root = _group(_root_attributes(document))
     root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": nodes}
-    root["attributes"][_SEAL] = _seal(root)
-    write_durably(folder / ROOT, _text(root))
-    return str(root["attributes"][_SEAL])
+    root["attributes"][SEAL] = _seal(root)
+    return root
+
+
+def metadata_files(
+    root: Mapping[str, Any], coords: Mapping[str, Coord], manifests: Mapping[str, Manifest]
+) -> Iterator[tuple[str, bytes]]:
+    """The (name, content) of all files of a directory or zip but its shards; the root comes last."""
+    for path, node in root["consolidated_metadata"]["metadata"].items():
+        yield f"{path}/{ROOT}", _text(node)
+    for name, coord in coords.items():
+        yield _small_content(name, coord.values)
+    for name, manifest in manifests.items():
+        for key, values in vars(manifest).items():
+            yield _small_content(f"{MANIFEST}/{name}/{key}", values)
+    yield ROOT, _text(root)
 
 
 def _text(document: Mapping[str, Any]) -> bytes:
@@ -179,11 +192,10 @@ def _small_node(
     return _array(list(shape), list(shape), dtype, codecs, list(dims), attributes)
 
 
-def _write_small(folder: Path, values: NDArray[Any]) -> None:
-    file = folder / _small_file(values.ndim)
-    file.parent.mkdir(parents=True, exist_ok=True)
+def _small_content(name: str, values: NDArray[Any]) -> tuple[str, bytes]:
+    """The file of an array of one raw chunk."""
     body, crc = Chain("raw", values.dtype).encode(np.ascontiguousarray(values))
-    write_durably(file, bytes(body) + crc)
+    return f"{name}/{_small_file(values.ndim)}", bytes(body) + crc
 
 
 def _small_file(ndim: int) -> str:
@@ -205,7 +217,7 @@ def _root_attributes(document: StoreDocument) -> dict[str, Any]:
 
 def _seal(root: Mapping[str, Any]) -> str:
     """Two digests of all metadata but the seal: of what data depends on, and of everything."""
-    bare = {**root, "attributes": {k: v for k, v in root["attributes"].items() if k != _SEAL}}
+    bare = {**root, "attributes": {k: v for k, v in root["attributes"].items() if k != SEAL}}
     return canonical({"core": digest(_core(bare)), "all": digest(_all(bare))})
 
 
@@ -238,15 +250,34 @@ def _same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def reseal(folder: Path, root: dict[str, Any], provenance: Mapping[str, JSON]) -> None:
-    """Replace the provenance of a whole, sealed store, in one rename."""
+def resealed(root: Mapping[str, Any], provenance: Mapping[str, JSON]) -> dict[str, Any]:
+    """The root document with another provenance."""
     attributes = {**root["attributes"], "parbake_provenance": canonical(provenance)}
     changed = {**root, "attributes": attributes}
-    attributes[_SEAL] = _seal(changed)
-    write_durably(folder / ROOT, _text(changed))
+    attributes[SEAL] = _seal(changed)
+    return changed
+
+
+def write_root(folder: Path, root: Mapping[str, Any]) -> None:
+    """Replace the root document of a whole store, in one rename."""
+    write_durably(folder / ROOT, _text(root))
 
 
 # ---- reading
+
+
+def is_ours(files: Files) -> bool:
+    """Whether parbake wrote what is in a folder or zip, damaged or not."""
+    try:
+        root = _read_root(files)
+    except DamagedStoreError:
+        return True
+    except NotAStoreError:
+        return False
+    attributes, consolidated = root.get("attributes"), root.get("consolidated_metadata")
+    nodes = consolidated.get("metadata") if isinstance(consolidated, dict) else None
+    carried = isinstance(attributes, dict) and "parbake_format" in attributes
+    return carried and isinstance(nodes, dict) and MANIFEST in nodes  # xarray copies attributes
 
 
 def open_contents(files: Files) -> Contents:
@@ -296,7 +327,7 @@ def checked_metadata(path: Path, root: dict[str, Any]) -> Opened:
             f"{path}: format {attributes['parbake_format']!r}; this version of parbake reads format {FORMAT}"
         )
     try:
-        computed, stored = json.loads(_seal(root)), json.loads(attributes[_SEAL])
+        computed, stored = json.loads(_seal(root)), json.loads(attributes[SEAL])
         whole, core = (computed[part] == stored[part] for part in ("all", "core"))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         whole = core = False
@@ -309,7 +340,7 @@ def checked_metadata(path: Path, root: dict[str, Any]) -> Opened:
         document = _parse(root, attributes, nodes)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise DamagedStoreError(f"{path}/{ROOT}: not a store of format {FORMAT} ({error!r})") from None
-    return Opened(document, root, str(attributes[_SEAL]), edited=not whole)
+    return Opened(document, root, str(attributes[SEAL]), edited=not whole)
 
 
 def _read_root(folder: Files) -> dict[str, Any]:
@@ -531,15 +562,3 @@ def damaged_nodes(folder: Files, root: Mapping[str, Any]) -> list[tuple[str, str
                 (file, "description edited since the bake" if core else "differs from the sealed copy")
             )
     return faults
-
-
-def open_folder(path: Path) -> OpenFolder:
-    """A store's folder, open. Raises StoreNotFoundError, NotAStoreError."""
-    try:
-        return OpenFolder(path)
-    except FileNotFoundError:
-        raise StoreNotFoundError(f"{path}: nothing there; bake it first") from None
-    except NotADirectoryError:
-        if not os.path.lexists(path):  # a folder above it is a file
-            raise StoreNotFoundError(f"{path}: nothing there; bake it first") from None
-        raise NotAStoreError(f"{path}: a file, not a Zarr folder") from None
