@@ -24,7 +24,7 @@ shard decoded opened
 document
 reader
 zarr_dir zarr_zip hdf5 samples
-writer publish verify
+writer publish verify differences
 store
 cache browse concatenated
 clear
