@@ -37,6 +37,7 @@ _OTHERS = {
     b"\x93NUMPY": "npy",
     b"\x89HDF": "HDF5",
 }
+_SHOWN_CHARS = 1_000  # of a message
 _STEP_NBYTES = 1 << 20
 _BATCH_SAMPLES = 64
 _BATCH_NBYTES = 64 * 1024**2  # of all fields: a batch is copied
@@ -73,7 +74,7 @@ def read_legacy(
         schema = _schema(columns) if like is None else _schema_like(columns, like)
         checked = check_schema(schema)
     except (LegacyFileError, SchemaError) as error:
-        raise LegacyFileError(f"{path}: {error}") from None
+        raise LegacyFileError(f"{path}: {_shown(error)}") from None
     return LegacyCache(file, fields, like, {name: columns[name] for name in checked}, checked)
 
 
@@ -128,6 +129,12 @@ class LegacyCache:
 
 def _reread(path: Path, fields: Sequence[str] | None, like: Mapping[str, Field] | None) -> LegacyCache:
     return read_legacy(path, fields, like=like)
+
+
+def _shown(text: object) -> str:
+    """A message in one line, whatever names the file gave it."""
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
+    return line if len(line) <= _SHOWN_CHARS else f"{line[:_SHOWN_CHARS]}..."
 
 
 # ---- fields
@@ -243,7 +250,7 @@ def _of_torch(path: Path, *, mapped: bool) -> Any:
     except OSError:
         raise
     except Exception as error:
-        raise LegacyFileError(f"{path}: {_refusal(error)}") from None
+        raise LegacyFileError(f"{path}: {_shown(_refusal(error))}") from None
 
 
 def _refusal(error: Exception) -> str:
