@@ -43,6 +43,10 @@ class MeshError(ParbakeError, ValueError):
     """A mesh, or a pair of meshes, that nothing can be interpolated on."""
 
 
+class LegacyFileError(ParbakeError, ValueError):
+    """A file of ``torch.save`` or pickle that holds code, or no samples in a form that is known."""
+
+
 class StoreNotFoundError(ParbakeError, FileNotFoundError):
     """No store at this path."""
 

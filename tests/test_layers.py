@@ -25,7 +25,7 @@ document
 chunks contents
 reader
 zarr_dir zarr_zip hdf5 samples
-writer publish verify
+writer publish verify differences
 store
 cache browse concatenated
 clear

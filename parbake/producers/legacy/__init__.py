@@ -1,0 +1,1 @@
+"""Caches that training scripts wrote themselves, `torch.save` and pickle files, as producers."""
