@@ -23,15 +23,16 @@ chunkmap keys index gather threads
 shard decoded opened
 document
 chunks contents
-reader
-zarr_dir zarr_zip hdf5 samples
+reader foreign
+foreign_maps
+zarr_dir zarr_zip hdf5 zarr_foreign samples
 writer publish verify
 store
 cache browse concatenated
 clear
 """
 LEVEL = {name: level for level, line in enumerate(STORE.strip().splitlines()) for name in line.split()}
-CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5"}
+CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5", "zarr_foreign"}
 
 # What each room may import; "cli" stands for all cli modules.
 ROOMS = {
