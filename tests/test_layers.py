@@ -19,12 +19,13 @@ PACKAGE = Path(parbake.__file__).parent
 STORE = """
 source files durable layout statistics
 codecs capture
+foreign_steps
 chunkmap keys index gather threads
-shard decoded opened
+shard decoded opened foreign_codecs
 document
 chunks contents
 reader foreign
-foreign_maps
+foreign_maps zarr_fetch zarr_nodes
 zarr_dir zarr_zip hdf5 zarr_foreign samples
 writer publish verify
 store

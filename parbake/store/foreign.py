@@ -91,7 +91,8 @@ class ForeignArray:
 
     def __str__(self) -> str:
         names = f" [{', '.join(dim or '?' for dim in self.dims)}]" if any(self.dims) else ""
-        return f"{self.name} {self.shape} {self.dtype.name}{names}"
+        dtype = f" {self.dtype.name}" if self.dtype.name in DTYPES else ""
+        return f"{self.name} {self.shape}{dtype}{names}"
 
 
 @dataclass(frozen=True)
