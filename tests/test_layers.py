@@ -19,19 +19,23 @@ PACKAGE = Path(parbake.__file__).parent
 STORE = """
 source files durable layout statistics
 codecs capture
+foreign_steps
 chunkmap keys index gather threads
-shard decoded opened
+shard decoded opened foreign_codecs
 document
 chunks contents
-reader
-zarr_dir zarr_zip hdf5 samples
+reader foreign
+foreign_maps zarr_fetch zarr_nodes
+zarr_dir zarr_zip hdf5 zarr_foreign samples
+containers
 writer publish verify differences
 store
+pack
 cache browse concatenated
 clear
 """
 LEVEL = {name: level for level, line in enumerate(STORE.strip().splitlines()) for name in line.split()}
-CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5"}
+CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5", "zarr_foreign"}
 
 # What each room may import; "cli" stands for all cli modules.
 ROOMS = {
