@@ -20,7 +20,8 @@ STORE = """
 source files durable layout statistics
 codecs capture
 chunkmap keys index gather threads
-shard decoded opened
+shard decoded opened zip_index
+zip_writer
 document
 chunks contents
 reader
