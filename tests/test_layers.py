@@ -21,12 +21,14 @@ source files durable layout statistics
 codecs capture
 foreign_steps
 chunkmap keys index gather threads
-shard decoded opened foreign_codecs
-document
+shard decoded opened foreign_codecs zip_index
+zip_writer
+document hdf5_index hdf5_form
 chunks contents
 reader foreign
-foreign_maps zarr_fetch zarr_nodes
-zarr_dir zarr_zip hdf5 zarr_foreign samples
+foreign_maps zarr_fetch zarr_nodes hdf5_tree
+zarr_dir samples
+zarr_zip hdf5 hdf5_write zarr_foreign hdf5_foreign
 containers
 writer publish verify differences
 store
