@@ -21,10 +21,11 @@ source files durable layout statistics
 codecs capture
 chunkmap keys index gather threads
 shard decoded opened
-document
+document hdf5_index
 chunks contents
 reader
-zarr_dir zarr_zip hdf5 samples
+zarr_dir zarr_zip samples
+hdf5 hdf5_write
 writer publish verify
 store
 cache browse concatenated
