@@ -351,6 +351,17 @@ def test_shuffled_elements_of_any_size_and_number_are_put_back(size: int, count:
     assert decoded(chain, stored).tobytes() == data.tobytes()
 
 
+def test_elements_larger_than_a_chunk_were_not_shuffled() -> None:
+    data = np.arange(7, dtype=np.uint8)
+    for size in (4, 8, 1000, 1 << 40):
+        assert decoded(hdf5_chain([shuffle(size)], data.dtype, data.shape), data).tobytes() == data.tobytes()
+
+
+def test_empty_chunks_decode_to_nothing() -> None:
+    chain = zarr_v2_chain({"id": "zlib"}, None, np.dtype("<f4"), "F", (0, 5))
+    chain.decode(as_bytes(b""), np.empty(0, np.uint8))
+
+
 def test_shuffled_chunks_that_are_too_large_for_one_block_are_put_back(monkeypatch: Any) -> None:
     monkeypatch.setattr(foreign_steps, "_BLOSC_UNSHUFFLE_NBYTES_MAX", 0)
     monkeypatch.setattr(foreign_steps, "_blosc", None)
@@ -557,6 +568,15 @@ def test_bombs_are_refused_without_memory(name: str, filters: Any, inflating: No
         tracemalloc.stop()
 
 
+def test_filters_that_widen_again_and_again_are_refused() -> None:
+    widen = {"id": "astype", "encode_dtype": "<c16", "decode_dtype": "|u1"}
+    assert v2({"id": "zlib"}, widen).name == "zlib, astype"
+    with pytest.raises(Uncovered, match="'astype'"):
+        v2({"id": "zlib"}, *[widen] * 6)
+    with pytest.raises(Uncovered, match="33 codecs"):
+        v2(None, *[{"id": "crc32"}] * 33)
+
+
 def test_a_dictionary_of_gigabytes_is_refused() -> None:
     raw = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}]
     with pytest.raises(Uncovered, match="'lzma'"):
@@ -610,6 +630,7 @@ TURN = {"name": "transpose", "configuration": {"order": [1, 0]}}
         [BYTES, {"name": "zlib"}],
         [BYTES, None],
         [BYTES, {"name": ["x"]}],
+        7,
     ],
     ids=str,
 )
@@ -630,12 +651,15 @@ def test_chains_that_make_no_sense_here_are_left_to_zarr_python(codecs: list[Any
         {"id": "jenkins_lookup3", "prefix": "ab"},
         {"id": "delta", "dtype": "<f8", "astype": "<f4"},
         {"id": "lzma", "format": 99},
+        {"id": "jenkins_lookup3", "initval": -1},
+        {"id": "shuffle", "elementsize": 0},
     ],
     ids=str,
 )
 def test_configurations_that_make_no_sense_are_left_to_zarr_python(config: Any) -> None:
-    with pytest.raises(Uncovered, match="read through zarr-python"):
-        zarr_v2_chain(config, None, np.dtype("<f4"), "C", (5,))
+    for compressor, filters in ((config, None), (None, [config]), (None, config or 5)):
+        with pytest.raises(Uncovered, match="read through zarr-python"):
+            zarr_v2_chain(compressor, filters, np.dtype("<f4"), "C", (5,))
 
 
 @pytest.mark.parametrize("number", [4, 5, 6, 32004, 32008, 32013, 32026])
