@@ -322,7 +322,7 @@ def zarr_v3_chain(codecs: Iterable[Any], dtype_name: str, chunk_shape: Iterable[
         raise Uncovered(f"data type {str(dtype_name)[:80]!r} is read through zarr-python")
     dtype, shape = np.dtype(dtype_name).newbyteorder("<"), tuple(int(n) for n in chunk_shape)
     if not isinstance(codecs, list | tuple):
-        raise Uncovered("codecs that are no list are read through zarr-python")
+        raise _uncovered(codecs)
     before: list[Step] = []  # over elements
     after: list[Step] = []  # over bytes
     axes, element, endian = tuple(range(len(shape))), dtype, None
