@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import json
 import lzma
@@ -251,6 +252,18 @@ def test_chunks_of_zarr_v3_decode_as_zarr_python_reads_them(data: st.DataObject)
         assert chain.raw_body(payload, chain.nbytes).tobytes() == found.tobytes()
 
 
+@pytest.mark.parametrize("orders", [[(1, 2, 0)], [(2, 0, 1)], [(1, 0, 2), (0, 2, 1)], [(2, 1, 0)]])
+def test_transposed_chunks_are_turned_back(orders: list[tuple[int, ...]]) -> None:
+    chunk = samples(np.dtype("<f4"), (2, 3, 4), 0)
+    stored = chunk
+    for order in orders:
+        stored = stored.transpose(order)
+    codecs = [{"name": "transpose", "configuration": {"order": list(order)}} for order in orders]
+    chain = zarr_v3_chain([*codecs, BYTES], "float32", chunk.shape)
+    assert decoded(chain, as_bytes(stored.tobytes())).tobytes() == chunk.tobytes()
+    assert not chain.is_raw
+
+
 # ---- HDF5
 
 
@@ -341,7 +354,7 @@ def test_checksums_as_hdf5_stored_them_before_1_6_3_are_taken() -> None:
 
 
 @few
-@given(st.integers(1, 40), st.integers(1, 300), st.sampled_from([0, 1]))
+@given(st.integers(1, 40) | st.integers(250, 260), st.integers(2, 300), st.sampled_from([0, 1]))
 def test_shuffled_elements_of_any_size_and_number_are_put_back(size: int, count: int, rest: int) -> None:
     nbytes = size * count + (rest and size // 2)  # a remainder stays where it is
     data = np.random.default_rng(size).integers(0, 256, nbytes, np.uint8)
@@ -349,6 +362,17 @@ def test_shuffled_elements_of_any_size_and_number_are_put_back(size: int, count:
     stored = np.concatenate([data[:whole].reshape(-1, size).T.reshape(-1), data[whole:]])
     chain = hdf5_chain([shuffle(size)], np.dtype("u1"), (nbytes,))
     assert decoded(chain, stored).tobytes() == data.tobytes()
+
+
+def test_elements_larger_than_a_chunk_were_not_shuffled() -> None:
+    data = np.arange(7, dtype=np.uint8)
+    for size in (4, 8, 1000, 1 << 40):
+        assert decoded(hdf5_chain([shuffle(size)], data.dtype, data.shape), data).tobytes() == data.tobytes()
+
+
+def test_empty_chunks_decode_to_nothing() -> None:
+    chain = zarr_v2_chain({"id": "zlib"}, None, np.dtype("<f4"), "F", (0, 5))
+    chain.decode(as_bytes(b""), np.empty(0, np.uint8))
 
 
 def test_shuffled_chunks_that_are_too_large_for_one_block_are_put_back(monkeypatch: Any) -> None:
@@ -543,10 +567,15 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 
 
+@functools.cache
+def bomb(name: str) -> bytes:
+    return BOMBS[name]()
+
+
 @pytest.mark.parametrize("filters", [(), ({"id": "shuffle", "elementsize": 4},), ({"id": "zlib"},)], ids=str)
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_without_memory(name: str, filters: Any, inflating: None) -> None:
-    payload, chain = BOMBS[name](), v2({"id": name}, *filters)
+    payload, chain = bomb(name), v2({"id": name}, *filters)
     out = np.empty(chain.nbytes, np.uint8)
     tracemalloc.start()
     try:
@@ -555,6 +584,15 @@ def test_bombs_are_refused_without_memory(name: str, filters: Any, inflating: No
         assert tracemalloc.get_traced_memory()[1] < 2 * len(payload) + (1 << 20)
     finally:
         tracemalloc.stop()
+
+
+def test_filters_that_widen_again_and_again_are_refused() -> None:
+    widen = {"id": "astype", "encode_dtype": "<c16", "decode_dtype": "|u1"}
+    assert v2({"id": "zlib"}, widen).name == "zlib, astype"
+    with pytest.raises(Uncovered, match="'astype'"):
+        v2({"id": "zlib"}, *[widen] * 6)
+    with pytest.raises(Uncovered, match="33 codecs"):
+        v2(None, *[{"id": "crc32"}] * 33)
 
 
 def test_a_dictionary_of_gigabytes_is_refused() -> None:
@@ -610,6 +648,7 @@ TURN = {"name": "transpose", "configuration": {"order": [1, 0]}}
         [BYTES, {"name": "zlib"}],
         [BYTES, None],
         [BYTES, {"name": ["x"]}],
+        7,
     ],
     ids=str,
 )
@@ -630,12 +669,15 @@ def test_chains_that_make_no_sense_here_are_left_to_zarr_python(codecs: list[Any
         {"id": "jenkins_lookup3", "prefix": "ab"},
         {"id": "delta", "dtype": "<f8", "astype": "<f4"},
         {"id": "lzma", "format": 99},
+        {"id": "jenkins_lookup3", "initval": -1},
+        {"id": "shuffle", "elementsize": 0},
     ],
     ids=str,
 )
 def test_configurations_that_make_no_sense_are_left_to_zarr_python(config: Any) -> None:
-    with pytest.raises(Uncovered, match="read through zarr-python"):
-        zarr_v2_chain(config, None, np.dtype("<f4"), "C", (5,))
+    for compressor, filters in ((config, None), (None, [config]), (None, config or 5)):
+        with pytest.raises(Uncovered, match="read through zarr-python"):
+            zarr_v2_chain(compressor, filters, np.dtype("<f4"), "C", (5,))
 
 
 @pytest.mark.parametrize("number", [4, 5, 6, 32004, 32008, 32013, 32026])

@@ -25,6 +25,8 @@ __all__ = ["ForeignChain", "Uncovered", "fletcher32", "hdf5_chain", "zarr_v2_cha
 
 _BLOSC_NAMES = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")  # HDF5 filter 32001, value 6
 _SPARE_NBYTES = 65_536
+_WIDEST = 16  # bytes of an element, after any filter, for one in the chunk: complex128 for uint8
+_STEPS_MAX = 32  # as in HDF5
 
 
 class Uncovered(Exception):  # noqa: N818 - not an error: another library reads this
@@ -114,6 +116,8 @@ class ForeignChain:
         """
         if out.nbytes != self.nbytes:
             raise CodecError(f"a chunk has {self.nbytes} bytes, not {out.nbytes}")
+        if self.nbytes == 0:
+            return
         data = self._body(payload)
         last = len(self._inner) - 1
         for i, (step, nbytes, exact) in enumerate(self._inner):
@@ -140,6 +144,8 @@ class ForeignChain:
 
 
 def _chain(dtype: np.dtype[Any], shape: tuple[int, ...], steps: Sequence[Step]) -> ForeignChain:
+    if len(steps) > _STEPS_MAX:
+        raise Uncovered(f"a chain of {len(steps)} codecs is not read")
     names = [step.name for step in reversed(steps) if step.checksum is None]
     return ForeignChain(", ".join(names) or "raw", dtype, shape, tuple(steps))
 
@@ -193,7 +199,9 @@ def _checksum(checksum: Checksum) -> Callable[..., list[Step]]:
 def _jenkins(config: Mapping[str, Any], dtype: np.dtype[Any]) -> list[Step]:
     if config.get("prefix") is not None:
         raise ValueError("a prefix")
-    initval = int(config.get("initval", 0))
+    initval = config.get("initval", 0)
+    if initval not in range(1 << 32):
+        raise ValueError(f"initval {initval!r}")
     return [steps_of.checked(Checksum("jenkins_lookup3", lambda data: steps_of.jenkins(data, initval)))]
 
 
@@ -285,7 +293,10 @@ def zarr_v2_chain(
         raise Uncovered(f"order {order!r} is read through zarr-python")
     axes = range(len(shape)) if order == "C" else range(len(shape))[::-1]
     steps = steps_of.transpose(shape, tuple(axes), dtype, "order F")
-    nbytes: int | None = math.prod(shape) * dtype.itemsize
+    chunk_nbytes = math.prod(shape) * dtype.itemsize
+    nbytes: int | None = chunk_nbytes
+    if not isinstance(filters or [], list | tuple):
+        raise Uncovered("filters that are no list are read through zarr-python")
     for config in (*(filters or ()), *([compressor] if compressor is not None else [])):
         name = config.get("id") if isinstance(config, Mapping) else config
         try:
@@ -300,6 +311,8 @@ def zarr_v2_chain(
         steps += made
         for step in made:
             nbytes = None if nbytes is None else step.encoded_nbytes(nbytes)
+        if nbytes is not None and nbytes > _WIDEST * chunk_nbytes + _SPARE_NBYTES:
+            raise _uncovered(name)  # each of many filters may widen: a bomb of metadata
     return _chain(dtype, shape, steps)
 
 
@@ -308,6 +321,8 @@ def zarr_v3_chain(codecs: Iterable[Any], dtype_name: str, chunk_shape: Iterable[
     if dtype_name not in DTYPES:
         raise Uncovered(f"data type {str(dtype_name)[:80]!r} is read through zarr-python")
     dtype, shape = np.dtype(dtype_name).newbyteorder("<"), tuple(int(n) for n in chunk_shape)
+    if not isinstance(codecs, list | tuple):
+        raise _uncovered(codecs)
     before: list[Step] = []  # over elements
     after: list[Step] = []  # over bytes
     axes, element, endian = tuple(range(len(shape))), dtype, None

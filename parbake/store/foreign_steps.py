@@ -269,7 +269,10 @@ def unshuffle(size: int, data: U8, room: Room) -> U8:
     """Bytes 0 of all elements, bytes 1, ... back into elements of ``size`` bytes; the rest stays last."""
     nbytes = data.nbytes
     out = room.array(nbytes)
-    if 2 * size <= nbytes <= _BLOSC_UNSHUFFLE_NBYTES_MAX and size < 256:
+    if nbytes < 2 * size:  # one element: nothing was moved
+        out[:] = data
+        return out
+    if nbytes <= _BLOSC_UNSHUFFLE_NBYTES_MAX and size < 256:
         # Blosc unshuffles with vector instructions and without the GIL, 2.5 times as fast as numcodecs' own
         # loop: given a chunk of one block that is shuffled but not compressed
         start = _BLOSC_HEADER.size + 4
