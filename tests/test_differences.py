@@ -21,13 +21,19 @@ from numpy.typing import NDArray
 from parbake.producers.bake import bake
 from parbake.producers.computed import ComputedStore
 from parbake.producers.function import from_function
-from parbake.store import differences
+from parbake.store import differences, keys
 from parbake.store.concatenated import concatenated
 from parbake.store.differences import SampleDifferences, compare_stores
 from parbake.store.keys import Change
 from parbake.store.layout import Coord, Field
 from parbake.store.samples import Samples
 from parbake.store.store import Store
+
+
+@pytest.fixture(autouse=True)
+def without_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To capture the source of the producers here takes longer than all else."""
+    monkeypatch.setattr(keys, "is_foreign", lambda producer: False)
 
 
 def computed(values: Mapping[str, NDArray[Any]]) -> Samples:
