@@ -37,7 +37,6 @@ _PATCHED = 1 << 5
 _STORED = 0
 _DIRECTORY_NBYTES_MAX = 1 << 30  # ten million members
 _BEYOND = 1 << 61  # stands for all offsets and sizes that no file has; sums of a few of them fit int64
-_HEAD_NBYTES = 256  # read beside a local header's name: most extra fields are shorter
 _BLOCK_NBYTES = 4 * 1024**2
 # what no name between zeros holds: parts that are empty, . or .., and backslashes. Searched for one by one:
 # a regular expression takes 50 times as long
@@ -148,16 +147,17 @@ class Directory:
         later = int(np.searchsorted(self.headers, member.header, "right"))
         limit = int(self.headers[later]) if later < len(self.headers) else self.position
         limit = min(limit, self.position)
-        if not 0 <= member.header <= limit - LOCAL.size:
+        if not 0 <= member.header <= self.position - LOCAL.size:
             raise CodecError(f"{name} begins at byte {member.header:,}, outside of the archive's members")
-        head = read(member.header, min(limit, member.header + LOCAL.size + len(member.name)))
+        head = read(member.header, member.header + LOCAL.size + len(member.name))
         start, flags = _checked_local(head, member, name)
         stop = start + member.nbytes
         if stop > limit or self.overlapped[member.number]:
             raise CodecError(f"{name} overlaps another member, or the archive's directory")
-        # what lies between two members says nothing but of streamed ones: then the checksum must tell
-        # that a length in the header, which no checksum covers, is right
-        if stop < limit and not (flags & _STREAMED and _is_described(member, read(stop, stop + 8))):
+        # no checksum covers the lengths in the header, which say where the bytes begin: that they end where
+        # they must, at the next member or at a descriptor, shows them right; failing that the bytes' own
+        ends = _is_described(member, read(stop, stop + 8)) if flags & _STREAMED else stop == limit
+        if not ends:
             found = crc32_of(read, start, stop)
             if found != member.crc32:
                 raise CodecError(f"{name} has CRC-32 {found:#010x} where {member.crc32:#010x} is stored")
@@ -178,9 +178,11 @@ def _checked_local(head: bytes, member: Member, name: str) -> tuple[int, int]:
 
 
 def _is_described(member: Member, after: bytes) -> bool:
-    """Whether what follows a member is its data descriptor, with its magic or without."""
-    crc32 = member.crc32.to_bytes(4, "little")
-    return after[:4] == crc32 or after == DESCRIPTOR_MAGIC + crc32
+    """Whether what follows a member is its data descriptor.
+
+    One without its magic is not relied on: it may be the rest of one with it.
+    """
+    return after == DESCRIPTOR_MAGIC + member.crc32.to_bytes(4, "little")
 
 
 def crc32_of(read: Read, start: int, stop: int) -> int:

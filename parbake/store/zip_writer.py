@@ -38,6 +38,7 @@ ALIGNMENT = (
 
 _Part: TypeAlias = bytes | memoryview | NDArray[np.uint8]
 _BLOCK_NBYTES = 4 * 1024**2  # whole huge pages: the page cache then keeps and maps them as such
+_LONG_NBYTES = FULL_32  # what takes more than 32 bits
 _ASIDE_NBYTES = 256 * 1024  # parts whose CRC is worth another thread
 _EXTRA = struct.Struct("<2H")
 _ZIP_64 = struct.Struct("<2H2Q")
@@ -173,8 +174,7 @@ def _extra_nbytes(start: int) -> int:
 
 
 def _local(name: bytes, crc32: int, nbytes: int, extra_nbytes: int) -> bytes:
-    long = nbytes >= FULL_32
-    short = min(nbytes, FULL_32)
+    long, short = nbytes >= _LONG_NBYTES, _short(nbytes)
     extra = _ZIP_64.pack(ZIP_64_EXTRA, 16, nbytes, nbytes) if long else b""
     padding_nbytes = extra_nbytes - len(extra)
     extra += _PADDING.pack(_PADDING_EXTRA, padding_nbytes - _EXTRA.size, ALIGNMENT)
@@ -183,10 +183,9 @@ def _local(name: bytes, crc32: int, nbytes: int, extra_nbytes: int) -> bytes:
 
 
 def _record(name: bytes, crc32: int, nbytes: int, header_at: int) -> bytes:
-    sizes = [nbytes, nbytes] if nbytes >= FULL_32 else []
-    wide = [*sizes, *([header_at] if header_at >= FULL_32 else [])]
+    wide = [value for value in (nbytes, nbytes, header_at) if value >= _LONG_NBYTES]
     extra = struct.pack(f"<2H{len(wide)}Q", ZIP_64_EXTRA, 8 * len(wide), *wide) if wide else b""
-    short = min(nbytes, FULL_32)
+    short = _short(nbytes)
     head = RECORD.pack(
         RECORD_MAGIC,
         _MADE_BY,
@@ -198,7 +197,7 @@ def _record(name: bytes, crc32: int, nbytes: int, header_at: int) -> bytes:
         len(extra),
         *(0, 0, 0),  # comment, disk, internal attributes
         _PERMISSIONS,
-        min(header_at, FULL_32),
+        _short(header_at),
     )
     return head + name + extra
 
@@ -211,9 +210,13 @@ def _common(name: bytes, long: bool) -> Sequence[int]:
 def _end(members: int, nbytes: int, start: int) -> bytes:
     """What follows the records."""
     end = b""
-    if members >= FULL_16 or nbytes >= FULL_32 or start >= FULL_32:
+    if members >= FULL_16 or max(nbytes, start) >= _LONG_NBYTES:
         numbers = (0, 0, members, members, nbytes, start)
         end += END_64.pack(END_64_MAGIC, END_64.size - 12, _MADE_BY, _VERSION_64, *numbers)
         end += LOCATOR.pack(LOCATOR_MAGIC, 0, start + nbytes, 1)
     short = min(members, FULL_16)
-    return end + END.pack(END_MAGIC, 0, 0, short, short, min(nbytes, FULL_32), min(start, FULL_32), 0)
+    return end + END.pack(END_MAGIC, 0, 0, short, short, _short(nbytes), _short(start), 0)
+
+
+def _short(value: int) -> int:
+    return value if value < _LONG_NBYTES else FULL_32
