@@ -14,6 +14,7 @@ from parbake.store.opened import OpenFolder
 from parbake.store.reader import Reader
 from parbake.store.store import Store, _Options
 from parbake.store.zarr_foreign import open_contents
+from parbake.store.zarr_zip import OpenZip
 
 DTYPES = (
     *("bool", "int8", "<i2", ">i4", "<i8", "uint8", ">u2", "<u4", ">u8"),
@@ -24,7 +25,7 @@ DTYPES = (
 def store_of(
     path: Path, sample_dim: str | None = None, *, checksums: Checksums = "first", mmap: bool = True
 ) -> Store:
-    contents = open_contents(OpenFolder(path), sample_dim)
+    contents = open_contents(OpenFolder(path) if path.is_dir() else OpenZip(path), sample_dim)
     access = Access(contents.files, checksums, mmap, "restore it")
     return Store(contents, Reader(contents.maps, access, 1 << 16), _Options(checksums, mmap, 1 << 16), None)
 

@@ -21,7 +21,8 @@ source files durable layout statistics
 codecs capture
 foreign_steps
 chunkmap keys index gather threads
-shard decoded opened foreign_codecs
+shard decoded opened foreign_codecs zip_index
+zip_writer
 document
 chunks contents
 reader foreign

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import tracemalloc
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -357,8 +358,8 @@ def nested_sharding() -> Any:
     )
 
 
-def many_tiles(folder: Path) -> NDArray[Any]:
-    array = zarr.create_array(folder, name="x", shape=(3, 2_100), dtype="float32", chunks=(3, 2))
+def many_tiles(folder: Path, **other: Any) -> NDArray[Any]:
+    array = zarr.create_array(folder, name="x", shape=(3, 2_100), dtype="f4", chunks=(3, 2), **other)
     array[:, 1_000:1_030] = values("<f4", (3, 30))
     return np.asarray(array[...])
 
@@ -369,6 +370,36 @@ def test_many_tiles_are_read_by_zarr_python(tmp_path: Path) -> None:
         assert isinstance(store.contents.maps["x"], FetchedMap)
         assert_reads(store, "x", data)
         assert "1,050 chunks" in store.contents.notices[0]
+
+
+def test_what_zarr_python_does_not_know_either_is_left_out(tmp_path: Path) -> None:
+    group_of_two(tmp_path)
+    edit(tmp_path / "x/zarr.json", chunk_grid={"name": "of tomorrow", "configuration": {}})
+    with store_of(tmp_path) as store:
+        assert list(store.fields) == ["y"]
+        assert "the chunk grid 'of tomorrow' is read through zarr-python; " in store.contents.notices[0]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_zip_reads_as_its_folder(version: int, tmp_path: Path) -> None:
+    """With a field that zarr-python reads; packed by zarr-python, and with a folder at its top."""
+    folder = tmp_path / "x"
+    many = many_tiles(folder / "g", zarr_format=version)
+    zarr.open_group(folder, mode="a", zarr_format=version)
+    zarr.create_array(folder, name="y", data=FLOATS[:3], chunks=(2, 6), zarr_format=version)
+    for zipped, skip in ((tmp_path / "a.zip", folder), (tmp_path / "b.zip", tmp_path)):
+        with zipfile.ZipFile(zipped, "w") as archive:
+            for file in sorted(folder.rglob("*")):
+                archive.write(file, file.relative_to(skip))
+        with store_of(folder) as plain, store_of(zipped) as store:
+            assert list(store.fields) == list(plain.fields) == ["g/x", "y"]
+            assert store.contents.notices == plain.contents.notices
+            assert_reads(store, "g/x", many)
+            assert_reads(store, "y", FLOATS[:3])
+            assert [store.nbytes_stored(n) for n in store.fields] == [
+                plain.nbytes_stored(n) for n in plain.fields
+            ]
+            assert store.nbytes_stored("y") > 0
 
 
 def test_what_zarr_python_reads_is_read_after_a_fork(tmp_path: Path) -> None:

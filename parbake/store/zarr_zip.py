@@ -1,0 +1,136 @@
+"""A Zarr store in a zip archive: its files, by byte ranges of the archive."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from parbake.errors import NotAStoreError
+from parbake.store.codecs import CodecError
+from parbake.store.opened import FileSpan
+from parbake.store.zip_index import Directory, Read, crc32_of, read_directory
+
+_ROOTS = ("zarr.json", ".zgroup", ".zarray")
+
+
+class OpenZip:
+    """A zip archive, held open: its members stay reachable when another file takes its path.
+
+    Names are below the one top folder that holds a Zarr node, where the archive's top is none itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError, NotAStoreError."""
+        self._descriptor = -1
+        self.path = path
+        # non-blocking: a fifo would wait for somebody to write
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(self._descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise CodecError("not a plain file")
+            with contextlib.suppress(OSError):  # file systems without locks; says "being read" to who clears
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self._directory = read_directory(_reading(self._descriptor), status.st_size)
+            self._root = _root_of(self._directory)
+        except CodecError as error:
+            self.close()
+            raise NotAStoreError(f"{path}: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def descriptor(self) -> int:
+        """Raises ValueError when closed."""
+        if self._descriptor < 0:
+            raise ValueError(f"{self.path}: the store is closed")
+        return self._descriptor
+
+    def open(self, name: str) -> FileSpan:
+        """A stored member. Raises FileNotFoundError, CodecError; ValueError when closed."""
+        descriptor = os.dup(self.descriptor)  # first: another thread may close ours meanwhile
+        try:
+            member = self._directory.find(self._root + name)
+            if member is None:
+                raise FileNotFoundError(f"{self.path}: no member {name}")
+            start = self._directory.locate(member, _reading(descriptor))
+            if start + member.nbytes > os.fstat(descriptor).st_size:
+                raise CodecError("the archive was cut while it was open")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return FileSpan(descriptor, start, member.nbytes)
+
+    def names(self, folder: str) -> list[str]:
+        """The files and folders directly in ``folder``; "" is the top. Raises FileNotFoundError."""
+        found = self._directory.below(self._root + (f"{folder}/" if folder else ""))
+        if folder and not found and self._directory.find(f"{self._root}{folder}/") is None:
+            raise FileNotFoundError(f"{self.path}: no folder {folder}")
+        return found
+
+    def files(self) -> list[str]:
+        """The names of all files."""
+        skip = len(self._root)
+        return [name[skip:] for name in self._directory.files() if name.startswith(self._root)]
+
+    def crc32(self, name: str) -> int:
+        """The recorded CRC-32 of a member. Raises FileNotFoundError."""
+        member = self._directory.find(self._root + name)
+        if member is None:
+            raise FileNotFoundError(f"{self.path}: no member {name}")
+        return member.crc32
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # the interpreter may be going down
+            self.close()
+
+
+def zip_faults(files: OpenZip) -> list[tuple[str, str]]:
+    """The (member, fault) of all members that cannot be read or are not what their CRC-32 says."""
+    faults = []
+    for name in files.files():
+        try:
+            span = files.open(name)
+            try:
+                found = crc32_of(_reading(span.descriptor), span.start, span.start + span.nbytes)
+            finally:
+                os.close(span.descriptor)
+            recorded = files.crc32(name)
+            if found != recorded:
+                raise CodecError(f"CRC-32 {found:#010x} where {recorded:#010x} is recorded")
+        except CodecError as error:
+            faults.append((name, str(error)))
+    return faults
+
+
+def _reading(descriptor: int) -> Read:
+    def read(start: int, stop: int) -> bytes:
+        content = os.pread(descriptor, stop - start, start)
+        while 0 < len(content) < stop - start:  # a call gives 2 GiB at most
+            part = os.pread(descriptor, stop - start - len(content), start + len(content))
+            if not part:
+                break
+            content += part
+        return content
+
+    return read
+
+
+def _root_of(directory: Directory) -> str:
+    """The folder that the store is in. Raises CodecError where there are several."""
+    tops = ["", *(f"{name}/" for name in directory.below(""))]
+    found = [top for top in tops if any(directory.find(top + root) for root in _ROOTS)]
+    if "" in found or not found:
+        return ""
+    if len(found) > 1:
+        raise CodecError(f"holds several stores ({', '.join(found[:3])}...); unzip it and open one of them")
+    return found[0]
