@@ -86,15 +86,16 @@ class Gate(click.Group):
 def told_warnings() -> Iterator[None]:
     """What is worth knowing of stores as a line each, once; other warnings as Python has them."""
 
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:
         if issubclass(category, StoreWarning):
             click.echo(f"parbake: {human.printable(one_line(str(message)))}", err=True)
         else:
-            python_shows(message, category, *place)
+            python_shows(message, category, *place, **named)
 
     with warnings.catch_warnings():
         warnings.simplefilter("once", StoreWarning)
-        python_shows, warnings.showwarning = warnings.showwarning, show
+        python_shows = warnings.showwarning
+        warnings.showwarning = show
         yield
 
 

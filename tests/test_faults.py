@@ -43,9 +43,7 @@ from parbake.errors import (
     StoreReplacedError,
     UnfinishedStoreError,
 )
-from parbake.producers import bake as bake_module
-from parbake.producers import publishing
-from parbake.producers import slabs
+from parbake.producers import publishing, slabs
 from parbake.producers.bake import bake, repair
 from parbake.store import publish, writer, zarr_dir
 from parbake.store.store import Store, open_store

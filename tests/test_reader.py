@@ -30,6 +30,7 @@ from parbake.errors import (
     StoreReplacedError,
 )
 from parbake.producers.bake import bake
+from parbake.producers.convert import convert
 from parbake.producers.function import FunctionProducer
 from parbake.store import layout as layouts
 from parbake.store import opened
@@ -39,6 +40,7 @@ from parbake.store.store import Store, open_store
 
 SAMPLES = 29
 CODECS = ("raw", "lz4", "zstd")
+SUFFIXES = (".zarr", ".zarr.zip", ".h5")
 FIELDS = {
     "x": Field((7, 3), "f8", ("time", "channel")),
     "big": Field((31,), ">f4", ("place",)),
@@ -91,9 +93,14 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {codec: baked(folder / f"{codec}.zarr", codec=codec) for codec in CODECS}
 
 
-@pytest.fixture(scope="module", params=CODECS)
+@pytest.fixture(scope="module", params=[f"{codec}{suffix}" for suffix in SUFFIXES for codec in CODECS])
 def path(request: pytest.FixtureRequest, paths: dict[str, Path]) -> Path:
-    return paths[request.param]
+    """Each container, each codec."""
+    codec, _, suffix = request.param.partition(".")
+    target = paths[codec].with_suffix(f".{suffix}")
+    if not target.exists():
+        convert(paths[codec], target, progress=False).close()
+    return target
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from parbake.errors import DamagedStoreError, RecipeError, SchemaError
 from parbake.producers.bake import baking, run_job
 from parbake.producers.jobs import BakeOptions, Request, decide, recoding_job
-from parbake.producers.legacy import is_legacy, read_legacy
+from parbake.producers.legacy.cache import is_legacy, read_legacy
 from parbake.producers.recipe import recipe_of
 from parbake.producers.reporting import Report, Reporter
 from parbake.store import publish

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from parbake.errors import DamagedStoreError, ParbakeError, RecipeError, StoreNotFoundError
-from parbake.store import hdf5, hdf5_foreign, zarr_dir, zarr_foreign
+from parbake.store import hdf5, zarr_dir, zarr_foreign
 from parbake.store.contents import Contents
+from parbake.store.hdf5_index import is_hdf5
 from parbake.store.opened import OpenFolder
 from parbake.store.zarr_zip import OpenZip
 
@@ -30,6 +31,8 @@ def open_contents(path: Path, sample_dim: str | None = None) -> Contents:
     """
     found = _open(path)
     if found is None:
+        from parbake.store import hdf5_foreign
+
         contents = hdf5_foreign.open_contents(path, sample_dim)
     elif isinstance(found, Contents):
         if sample_dim is not None:
@@ -86,7 +89,7 @@ def seal_of(path: Path) -> str | None:
 def _open(path: Path) -> Contents | OpenFolder | OpenZip | None:
     """A store of ours; else the files of a foreign Zarr, or None for a foreign HDF5 file."""
     try:
-        if not path.is_dir() and hdf5.is_hdf5(path):
+        if not path.is_dir() and is_hdf5(path):
             return hdf5.open_contents(path) if hdf5.is_ours(path) else None
         files = OpenFolder(path) if path.is_dir() else OpenZip(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -207,7 +207,7 @@ def _dims(fields: Mapping[str, ForeignArray], axes: Mapping[str, int]) -> dict[s
     def name_of(array: ForeignArray, axis: int, taken: Iterable[str]) -> str:
         dim, length = array.axes[axis]
         own = f"{array.name}_{axis}"
-        wanted = [dim, f"{array.group}/{dim}"] if dim else []
+        wanted = [dim, *([f"{array.group}/{dim}"] if array.group else [])] if dim else []
         for name in (*wanted, own, *(f"{own}_{i}" for i in range(len(lengths) + 1))):
             if name not in taken and lengths.setdefault(name, length) == length:
                 return name

@@ -18,7 +18,7 @@ from parbake.store.durable import durable, write_durably
 from parbake.store.hdf5_write import write_hdf5
 from parbake.store.store import Store, open_store
 from parbake.store.zarr_dir import metadata_files, shard_file
-from parbake.store.zarr_zip import write_zip
+from parbake.store.zip_writer import write_zip
 
 _COPY_NBYTES = 8 * 1024**2
 

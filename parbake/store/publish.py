@@ -18,7 +18,6 @@ from parbake.errors import NotAStoreError, RecipeError, UnfinishedStoreError
 from parbake.store.containers import container_of, is_ours, seal_of
 from parbake.store.durable import sync_folder, write_durably
 from parbake.store.keys import canonical
-from parbake.store.zarr_dir import ROOT
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -164,11 +163,11 @@ def check_target(target: Path) -> None:
             raise NotAStoreError(
                 f"{target}: a folder, where a file is to be; choose another path or remove it"
             )
-        if (target / ROOT).is_file():
+        if is_ours(target):
             return
-        raise NotAStoreError(f"{target}: a folder that is not a store; choose another path or remove it")
+        raise NotAStoreError(f"{target}: a folder not baked by parbake; choose another path or remove it")
     if target.exists() and (container_of(target) == "directory" or not is_ours(target)):
-        raise NotAStoreError(f"{target}: a file that is not a store; choose another path or remove it")
+        raise NotAStoreError(f"{target}: a file not baked by parbake; choose another path or remove it")
 
 
 def swap_in(staging: Staging, target: Path, seal: str) -> None:

@@ -272,17 +272,29 @@ def write_root(folder: Path, root: Mapping[str, Any]) -> None:
 
 
 def is_ours(files: Files) -> bool:
-    """Whether parbake wrote what is in a folder or zip, damaged or not."""
+    """Whether parbake wrote what is in a folder or zip, damaged or not: what says so is there more than once.
+
+    Our attributes alone are no proof: xarray copies them.
+    """
     try:
         root = _read_root(files)
     except DamagedStoreError:
         return True
     except NotAStoreError:
         return False
-    attributes, consolidated = root.get("attributes"), root.get("consolidated_metadata")
+    if "parbake_" not in json.dumps(root):
+        return False
+    consolidated = root.get("consolidated_metadata")
     nodes = consolidated.get("metadata") if isinstance(consolidated, dict) else None
-    carried = isinstance(attributes, dict) and "parbake_format" in attributes
-    return carried and isinstance(nodes, dict) and MANIFEST in nodes  # xarray copies attributes
+    return (isinstance(nodes, dict) and MANIFEST in nodes) or _has(files, f"{MANIFEST}/{ROOT}")
+
+
+def _has(files: Files, name: str) -> bool:
+    try:
+        os.close(files.open(name).descriptor)
+    except (FileNotFoundError, CodecError):
+        return False
+    return True
 
 
 def open_contents(files: Files) -> Contents:
@@ -359,7 +371,7 @@ def _read_root(folder: Files) -> dict[str, Any]:
     try:
         root = json.loads(content)
     except (ValueError, RecursionError):
-        if not (path / MANIFEST).is_dir():
+        if not _has(folder, f"{MANIFEST}/{ROOT}"):
             raise NotAStoreError(f"{path}/{ROOT}: not JSON, so not a Zarr store") from None
         raise DamagedStoreError(f"{path}/{ROOT}: not JSON; restore it, or bake the store again") from None
     if not isinstance(root, dict) or root.get("zarr_format") != 3 or root.get("node_type") != "group":

@@ -31,16 +31,24 @@ class ZarrFetch:
         self._process = os.getpid()
         self._arrays: dict[str, Any] = {}
 
+    def check(self, path: str, version: int) -> None:
+        """Raises whatever zarr-python does of the array's metadata."""
+        self._array(path, version)
+
     def read(self, path: str, version: int, axis: int, start: int, stop: int) -> NDArray[Any]:
         """All of the array at ``path`` but along ``axis``. Raises whatever zarr-python does."""
+        array = self._array(path, version)
+        found: NDArray[Any] = np.asarray(array[(slice(None),) * axis + (slice(start, stop),)])
+        return found
+
+    def _array(self, path: str, version: int) -> Any:
         if self._process != os.getpid():  # nothing of a parent's threads and loops
             self._lock, self._arrays, self._process = threading.Lock(), {}, os.getpid()
         with self._lock:
             array = self._arrays.get(path)
             if array is None:
                 array = self._arrays[path] = _opened(self.files, path, version)
-        found: NDArray[Any] = np.asarray(array[(slice(None),) * axis + (slice(start, stop),)])
-        return found
+            return array
 
 
 def _opened(files: Files, path: str, version: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.errors import NotAStoreError, one_line
+from parbake.errors import NotAStoreError, described, one_line
 from parbake.store.chunkmap import AnyMap, ByteSource, ChunkIndex, FetchedMap
 from parbake.store.chunks import Access
 from parbake.store.codecs import CodecError
@@ -37,9 +38,9 @@ _METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 def open_contents(files: Folder, sample_dim: str | None) -> Contents:
     """The arrays in a folder or zip as fields. Raises NotAStoreError, RecipeError, StoreReplacedError."""
     hierarchy = _Hierarchy(files)
-    arrays = {array.foreign.name: array for array in hierarchy.arrays()}
-    plan = planned(files.path, [array.foreign for array in arrays.values()], sample_dim)
     fetch = ZarrFetch(files)
+    arrays = {array.foreign.name: _tried(fetch, array) for array in hierarchy.arrays()}
+    plan = planned(files.path, [array.foreign for array in arrays.values()], sample_dim)
     maps = {name: _map(fetch, plan, name, arrays[name]) for name in plan.axes}
     return contents_of(
         files,
@@ -146,7 +147,11 @@ class _Hierarchy:
         if depth > _DEPTH_MAX:
             self._unread.append(f"{group} ({_DEPTH_MAX} groups deep)")
             return
-        for name in self._files.names(group):
+        try:
+            names = self._files.names(group)
+        except OSError as error:
+            raise CodecError(f"{group or '/'}: {error.strerror or error}") from None
+        for name in names:
             folder = _joined(group, name)
             if name.startswith(".") or name == "zarr.json":
                 continue
@@ -201,6 +206,19 @@ class _Hierarchy:
             return json.loads(content)
         except (ValueError, RecursionError):
             raise CodecError(f"{name} is not JSON") from None
+
+
+def _tried(fetch: ZarrFetch, array: ZarrArray) -> ZarrArray:
+    """The array, unfit where neither a chunk map nor zarr-python can read it."""
+    if array.chain is not None or array.foreign.fault is not None:
+        return array
+    try:
+        fetch.check(array.path, array.version)
+    except Exception as error:  # whatever it raises over what it does not know
+        return replace(
+            array, foreign=replace(array.foreign, unfit=f"{array.reason}; {described(error)[:200]}")
+        )
+    return array
 
 
 def _consolidated(found: Any) -> dict[str, Any] | None:
@@ -266,8 +284,9 @@ def _nbytes_below(files: Folder, folder: str, depth: int) -> int:
         below = _joined(folder, name)
         try:
             span = files.open(below)
-        except CodecError:
-            total += _nbytes_below(files, below, depth - 1) if depth > 0 else 0
+        except (CodecError, FileNotFoundError):  # no file
+            with contextlib.suppress(CodecError, FileNotFoundError):
+                total += _nbytes_below(files, below, depth - 1) if depth > 0 else 0
         else:
             total += span.nbytes
             os.close(span.descriptor)
