@@ -19,12 +19,14 @@ PACKAGE = Path(parbake.__file__).parent
 STORE = """
 source files durable layout statistics
 codecs capture
+foreign_steps
 chunkmap keys index gather threads
-shard decoded opened
-document hdf5_index
+shard decoded opened foreign_codecs
+document hdf5_index hdf5_form
 chunks contents
-reader
-zarr_dir zarr_zip samples
+reader foreign
+foreign_maps zarr_fetch zarr_nodes hdf5_tree
+zarr_dir zarr_zip zarr_foreign hdf5_foreign samples
 hdf5 hdf5_write
 writer publish verify
 store
@@ -32,7 +34,7 @@ cache browse concatenated
 clear
 """
 LEVEL = {name: level for level, line in enumerate(STORE.strip().splitlines()) for name in line.split()}
-CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5"}
+CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5", "zarr_foreign", "hdf5_foreign"}
 
 # What each room may import; "cli" stands for all cli modules.
 ROOMS = {

@@ -46,6 +46,13 @@ class Files(Protocol):
     def close(self) -> None: ...
 
 
+class Folder(Files, Protocol):
+    """Files whose names can be listed."""
+
+    def names(self, folder: str) -> list[str]:
+        """Of files and folders directly in ``folder`` ("": the root). Raises as ``open``."""
+
+
 def read_file(files: Files, name: str, nbytes_max: int) -> bytes:
     """A whole small file. Raises FileNotFoundError, CodecError."""
     span = files.open(name)
@@ -259,6 +266,17 @@ class OpenFolder:
                 self._raise_if_replaced(descriptor)
             raise
 
+    def names(self, folder: str) -> list[str]:
+        """What lies directly in a folder below ("": this one), following no link, in order.
+
+        Raises FileNotFoundError, CodecError; ValueError when closed.
+        """
+        descriptor = open_beneath(self.descriptor, folder or ".", folder=True)
+        try:
+            return sorted(os.listdir(descriptor))
+        finally:
+            os.close(descriptor)
+
     def _raise_if_replaced(self, descriptor: int) -> None:
         held = os.fstat(descriptor)
         try:
@@ -278,22 +296,26 @@ class OpenFolder:
             self.close()
 
 
-def open_beneath(folder: int, name: str) -> int:
-    """Open a file for reading below an open directory, following no link. Raises CodecError, OSError."""
+def open_beneath(root: int, name: str, *, folder: bool = False) -> int:
+    """Open a file, or a folder, for reading below an open directory, following no link.
+
+    Raises CodecError, OSError.
+    """
     parts = name.split("/")
     for depth in range(1, len(parts)):
         inner = "/".join(parts[:depth])
-        if not stat.S_ISDIR(os.stat(inner, dir_fd=folder, follow_symlinks=False).st_mode):
+        if not stat.S_ISDIR(os.stat(inner, dir_fd=root, follow_symlinks=False).st_mode):
             raise CodecError(f"{inner} is not a folder of the store")
+    wanted, is_wanted = ("folder", stat.S_ISDIR) if folder else ("plain file", stat.S_ISREG)
     try:
         # non-blocking: a fifo would wait for somebody to write
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(name, flags, dir_fd=folder)
+        descriptor = os.open(name, flags, dir_fd=root)
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError) or error.errno in _NO_FAULT:
             raise
-        raise CodecError(f"{name} is not a plain file ({error.strerror})") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise CodecError(f"{name} is not a {wanted} ({error.strerror})") from None
+    if not is_wanted(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise CodecError(f"{name} is not a plain file")
+        raise CodecError(f"{name} is not a {wanted}")
     return descriptor
