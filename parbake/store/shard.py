@@ -12,6 +12,7 @@ is a constant, whatever the data.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,3 +107,29 @@ def _header_fault(header: bytes, identity: ShardIdentity, shard: int, samples: i
     if layout != identity.layout_digest:
         return "the shard was written with another layout"
     return f"the shard holds {count} samples where {samples} belong"
+
+
+def pack_shard(
+    header: bytes, payloads: Sequence[NDArray[np.uint8] | None], crcs: NDArray[np.uint32]
+) -> NDArray[np.uint8]:
+    """A whole shard as it lies in a directory, out of payloads whose last four bytes are not their CRC.
+
+    ``crcs``: the CRC-32C of each body, which takes that place. None: the chunk is missing.
+    """
+    index = ChunkIndex.empty(len(payloads))
+    end = HEADER_NBYTES
+    for entry, payload in enumerate(payloads):
+        if payload is not None:
+            index.offset[entry] = end + -end % ALIGNMENT
+            index.nbytes[entry] = payload.nbytes
+            end = int(index.offset[entry]) + payload.nbytes
+    tail = pack_index(index)
+    shard = np.zeros(end + len(tail), np.uint8)
+    shard[:HEADER_NBYTES] = np.frombuffer(header, np.uint8)
+    for payload, crc, start in zip(payloads, crcs, index.offset.tolist(), strict=True):
+        if payload is not None:
+            stop = start + payload.nbytes
+            shard[start : stop - CRC_NBYTES] = payload[:-CRC_NBYTES]
+            shard[stop - CRC_NBYTES : stop] = np.frombuffer(int(crc).to_bytes(CRC_NBYTES, "little"), np.uint8)
+    shard[end:] = np.frombuffer(tail, np.uint8)
+    return shard

@@ -211,7 +211,12 @@ def _seal(root: Mapping[str, Any]) -> str:
 
 def _core(document: Any) -> Any:
     """Metadata less the attributes that only describe."""
-    return _pruned(document, lambda name: name.startswith("parbake_") or name in _CORE_ATTRIBUTES)
+    return _pruned(document, is_core_attribute)
+
+
+def is_core_attribute(name: str) -> bool:
+    """Whether data depends on this attribute; others only describe."""
+    return name.startswith("parbake_") or name in _CORE_ATTRIBUTES
 
 
 def _all(document: Any) -> Any:
@@ -258,7 +263,7 @@ def open_contents(files: Files) -> Contents:
         files=files,
         document=opened.document,
         maps=maps,
-        coords=partial(read_coords, files, opened.root, opened.document.fields),
+        coords=partial(coords_of, opened, partial(_read_small, files)),
         nbytes_stored=lambda field: int(manifest(field).nbytes.sum()),
         version=opened.seal,
         sealed=Sealed(
@@ -419,18 +424,18 @@ def _require(holds: bool, what: str) -> None:
         raise ValueError(what)
 
 
-def read_coords(folder: Files, root: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Coord]:
-    """The coordinate arrays of a store. Raises DamagedStoreError."""
-    nodes = root["consolidated_metadata"]["metadata"]
+def coords_of(opened: Opened, values: Callable[[str, Mapping[str, Any]], NDArray[Any]]) -> dict[str, Coord]:
+    """The coordinates of a store; ``values(name, node)`` reads an array and may raise DamagedStoreError."""
+    nodes, fields = opened.root["consolidated_metadata"]["metadata"], opened.document.fields
     names = [
         n for n, node in nodes.items() if node["node_type"] == "array" and "/" not in n and n not in fields
     ]
-    return {name: _read_coord(folder, name, nodes[name]) for name in names}
+    return {name: _coord(name, nodes[name], values(name, nodes[name])) for name in names}
 
 
-def _read_coord(folder: Files, name: str, node: Mapping[str, Any]) -> Coord:
+def _coord(name: str, node: Mapping[str, Any], values: NDArray[Any]) -> Coord:
     [dim] = node["dimension_names"]
-    values, labels = _read_small(folder, name, node), _labels_of(node)
+    labels = _labels_of(node)
     return Coord(
         values if labels is None else np.array(labels),
         node["attributes"].get("units"),
@@ -464,8 +469,7 @@ def read_manifest(folder: Files, opened: Opened, field: str) -> Manifest:
 
 def _read_small(folder: Files, name: str, node: Mapping[str, Any]) -> NDArray[Any]:
     """An array of one raw chunk, its size and CRC checked."""
-    shape = tuple(node["shape"])
-    dtype = _parse_dtype(node["data_type"], node["codecs"][0])
+    dtype, shape = small_type(node)
     file = f"{name}/{_small_file(len(shape))}"
     try:
         expected = math.prod(shape) * dtype.itemsize + CRC_NBYTES
@@ -478,6 +482,11 @@ def _read_small(folder: Files, name: str, node: Mapping[str, Any]) -> NDArray[An
     except CodecError as error:
         raise DamagedStoreError(f"{folder.path}/{file}: {error}; bake the store again") from None
     return payload[:-CRC_NBYTES].view(dtype).reshape(shape)
+
+
+def small_type(node: Mapping[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Dtype, byte order as on disk, and shape of an array of one raw chunk."""
+    return _parse_dtype(node["data_type"], node["codecs"][0]), tuple(node["shape"])
 
 
 def shard_file(field: str, ndim: int, shard: int) -> str:

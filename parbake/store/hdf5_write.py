@@ -1,0 +1,390 @@
+"""Writes a store into one HDF5 file: encoded chunks as they are, through direct chunk writes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from parbake.errors import DamagedStoreError
+from parbake.store.chunkmap import MISSING, ByteSource
+from parbake.store.codecs import CRC_NBYTES, CodecError, check_crc
+from parbake.store.document import Manifest, StoreDocument
+from parbake.store.durable import sync_folder, temporary_name
+from parbake.store.hdf5_form import (
+    BLOSC,
+    CRC_ATTRIBUTE,
+    DOCUMENT,
+    attributes_of,
+    chunk_crc_name,
+    chunk_shape,
+    filters_of,
+)
+from parbake.store.keys import canonical
+from parbake.store.layout import MANIFEST, Coord, FieldLayout
+from parbake.store.shard import ALIGNMENT, scan_shard
+
+_VERSIONS = ("v110", "v110")  # all metadata checksummed, and read by HDF5 1.10
+_GROUP_NBYTES = 1024**2  # chunks that are prepared in one task
+_AHEAD_NBYTES = 8 * 1024**2
+_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."  # NAME of a bare netCDF-4 dimension
+_ATTRIBUTES_MAX = 4096  # kept in an object's header, which is checksummed as a whole
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def write_hdf5(
+    target: Path,
+    root: Mapping[str, Any],
+    document: StoreDocument,
+    coords: Mapping[str, Coord],
+    manifests: Mapping[str, Manifest],
+    shard: Callable[[str, int], ByteSource],
+    progress: Callable[[int], None],
+) -> None:
+    """Write a sealed store as one HDF5 file, which takes its name, synced, once it is whole.
+
+    ``root``: the sealed root document. ``shard(field, number)``: the bytes of a shard as they lie in a
+    directory; each chunk is checked on its way. ``progress``: called with the bytes that were written.
+
+    Raises DamagedStoreError, OSError; nothing is left behind then.
+    """
+    temporary = temporary_name(target)
+    try:
+        with io.FileIO(temporary, "w+") as raw:
+            with _new_file(raw) as file:
+                _Writer(file, root["consolidated_metadata"]["metadata"]).write(
+                    root, document, coords, manifests, _checked_chunks(target, document, shard), progress
+                )
+            os.fsync(raw.fileno())
+        temporary.rename(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+class _Positioned:
+    """The file object that h5py writes through: faults come out as they are, and the lock is let go."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._position = 0
+        self.fault: OSError | None = None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        end = os.fstat(self._descriptor).st_size if whence == os.SEEK_END else 0
+        self._position = offset + (self._position if whence == os.SEEK_CUR else end)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = os.preadv(self._descriptor, [buffer], self._position)
+        self._position += count
+        return count
+
+    def read(self, count: int) -> bytes:
+        found = os.pread(self._descriptor, count, self._position)
+        self._position += len(found)
+        return found
+
+    def write(self, data: memoryview) -> int:
+        rest = memoryview(data)
+        try:
+            while len(rest):
+                count = os.pwrite(self._descriptor, rest, self._position)
+                self._position += count
+                rest = rest[count:]
+        except OSError as error:  # a full disk; h5py would tell of something else
+            self.fault = self.fault or error
+            raise
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        end = self._position if size is None else size
+        os.ftruncate(self._descriptor, end)
+        return end
+
+    def flush(self) -> None:
+        return
+
+
+@contextlib.contextmanager
+def _new_file(raw: io.FileIO) -> Iterator[Any]:
+    """An empty ``h5py.File`` over ``raw``."""
+    import h5py
+    from h5py import h5f, h5fd, h5p
+
+    positioned = _Positioned(raw.fileno())
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_fileobj_driver(h5fd.fileobj_driver, positioned)
+    access.set_fclose_degree(h5f.CLOSE_STRONG)
+    access.set_libver_bounds(*(getattr(h5f, f"LIBVER_{version.upper()}") for version in _VERSIONS))
+    access.set_alignment(1, ALIGNMENT)
+    creation = h5p.create(h5p.FILE_CREATE)
+    _keep_order(creation)
+    try:
+        with h5py.File(h5f.create(b"parbake", h5f.ACC_TRUNC, creation, access)) as file:
+            yield file
+    except Exception:
+        if positioned.fault is not None:
+            raise positioned.fault from None
+        raise
+
+
+def _keep_order(properties: Any) -> None:
+    """Of a group: its members in the order in which they were made, its attributes in its header."""
+    from h5py import h5p
+
+    properties.set_link_creation_order(h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED)
+    properties.set_attr_phase_change(_ATTRIBUTES_MAX, 0)
+
+
+class _Writer:
+    """Puts the parts of a store into an open file. ``nodes``: metadata by path, from the root document."""
+
+    def __init__(self, file: Any, nodes: Mapping[str, Any]) -> None:
+        self._file = file
+        self._nodes = nodes
+        self._scales: dict[tuple[str, str], Any] = {}  # by group and dimension
+
+    def write(
+        self,
+        root: Mapping[str, Any],
+        document: StoreDocument,
+        coords: Mapping[str, Coord],
+        manifests: Mapping[str, Manifest],
+        chunks: Callable[[str], Iterator[_Chunk]],
+        progress: Callable[[int], None],
+    ) -> None:
+        _set_attributes(self._file, attributes_of(root))
+        self._group(MANIFEST)
+        text = canonical(root).encode()
+        _set_crc(self._fixed_text(DOCUMENT, text), text)
+        fields = {name: self._field(document, name) for name in document.fields}
+        for name, coord in coords.items():
+            self._small(name, coord.values)
+        for name, manifest in manifests.items():
+            self._group(f"{MANIFEST}/{name}")
+            for key, values in vars(manifest).items():
+                self._small(f"{MANIFEST}/{name}/{key}", values)
+        self._attach_all(document)
+        for name, dataset in fields.items():
+            self._chunks(document.fields[name].layout, dataset, chunks(name), progress)
+
+    def _group(self, path: str) -> None:
+        from h5py import h5g, h5p
+
+        creation = h5p.create(h5p.GROUP_CREATE)
+        _keep_order(creation)
+        h5g.create(self._file.id, path.encode(), gcpl=creation)
+
+    def _dataset(self, path: str, dtype: Any, shape: tuple[int, ...], properties: Any = None) -> Any:
+        """A new dataset; a chunk may reach beyond its end along axis 0."""
+        import h5py
+        from h5py import h5d, h5p, h5s, h5t
+
+        properties = h5p.create(h5p.DATASET_CREATE) if properties is None else properties
+        properties.set_attr_phase_change(_ATTRIBUTES_MAX, 0)
+        space = h5s.create(h5s.SCALAR)
+        if shape:
+            most = shape
+            if properties.get_layout() == h5d.CHUNKED:
+                most = (max(shape[0], properties.get_chunk()[0]), *shape[1:])
+            space = h5s.create_simple(shape, most)
+        kind = h5t.py_create(dtype, logical=True)
+        return h5py.Dataset(h5d.create(self._file.id, path.encode(), kind, space, properties))
+
+    def _fixed_text(self, path: str, text: bytes) -> Any:
+        import h5py
+
+        dataset = self._dataset(path, h5py.string_dtype("utf-8", len(text)), ())
+        dataset[()] = text
+        return dataset
+
+    def _field(self, document: StoreDocument, name: str) -> Any:
+        """The dataset of a field, without its chunks."""
+        from h5py import h5p, h5z
+
+        layout = document.fields[name].layout
+        properties = h5p.create(h5p.DATASET_CREATE)
+        properties.set_chunk(chunk_shape(layout))
+        for number, values in filters_of(layout):
+            if number == BLOSC:  # optional: the library that writes need not have it
+                properties.set_filter(number, h5z.FLAG_OPTIONAL, values)
+            else:
+                properties.set_fletcher32()
+        if layout.numpy_dtype.kind in "fc":
+            properties.set_fill_value(np.array(np.nan, layout.numpy_dtype))
+        dataset = self._dataset(
+            name, layout.numpy_dtype, (document.samples, *layout.sample_shape), properties
+        )
+        _set_attributes(dataset, attributes_of(self._nodes[name]))
+        return dataset
+
+    def _small(self, path: str, values: NDArray[Any]) -> Any:
+        """A contiguous dataset with the CRC of its bytes."""
+        values = np.ascontiguousarray(values)
+        dataset = self._dataset(path, values.dtype, values.shape)
+        dataset[...] = values
+        _set_crc(dataset, values)
+        if path in self._nodes:
+            _set_attributes(dataset, attributes_of(self._nodes[path]))
+        return dataset
+
+    # ---- dimensions
+
+    def _attach_all(self, document: StoreDocument) -> None:
+        """Give every array its dimension scales; coordinates named like their dimension are such."""
+        arrays = {path: node for path, node in self._nodes.items() if node["node_type"] == "array"}
+        for path, node in arrays.items():
+            if node["dimension_names"] == [path] and path not in document.fields:
+                self._file[path].make_scale(path)
+                self._scales["", path] = self._file[path]
+        for path, node in arrays.items():
+            self._attach(path, node["dimension_names"])
+
+    def _attach(self, path: str, dims: list[str]) -> None:
+        dataset = self._file[path]
+        group = path.rpartition("/")[0]
+        for axis, dim in enumerate(dims):
+            scale = self._scales.get((group, dim))
+            if scale is None:
+                scale = self._scales[group, dim] = self._bare_scale(group, dim, dataset.shape[axis])
+            if scale.name != dataset.name:
+                dataset.dims[axis].attach_scale(scale)
+
+    def _bare_scale(self, group: str, dim: str, length: int) -> Any:
+        """A dimension without values, as netCDF-4 has it: a dataset for which no room is taken."""
+        scale = self._dataset(f"{group}/{dim}".lstrip("/"), np.dtype(">f4"), (length,))
+        scale.make_scale(f"{_NO_VARIABLE}{length:10d}")
+        return scale
+
+    # ---- chunks
+
+    def _chunks(
+        self, layout: FieldLayout, dataset: Any, chunks: Iterator[_Chunk], progress: Callable[[int], None]
+    ) -> None:
+        rest = (0,) * len(layout.sample_shape)
+        crcs = []
+        for number, chunk in enumerate(chunks):
+            dataset.id.write_direct_chunk((number * layout.chunk_samples, *rest), chunk.payload)
+            crcs.append(chunk.crc32c)
+            progress(len(chunk.payload))
+        path = chunk_crc_name(layout.name)
+        self._small(path, np.array(crcs, np.uint32))
+        self._attach(path, [f"{MANIFEST}_{layout.name}_chunk"])
+
+
+def _set_attributes(item: Any, attributes: Mapping[str, str | int | float]) -> None:
+    """Texts as fixed-length strings: those of variable length lie where HDF5 keeps no checksum."""
+    import h5py
+
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            text = value.encode()
+            item.attrs.create(name, text, dtype=h5py.string_dtype("utf-8", max(1, len(text))))
+        else:
+            item.attrs.create(name, value)
+
+
+def _set_crc(dataset: Any, values: Any) -> None:
+    dataset.attrs.create(CRC_ATTRIBUTE, np.uint32(crc32c(values)))
+
+
+# ---- chunks out of shards
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk as HDF5 has it: its body and Fletcher-32. ``crc32c``: of the body."""
+
+    payload: bytes
+    crc32c: int
+
+
+def _checked_chunks(
+    target: Path, document: StoreDocument, shard: Callable[[str, int], ByteSource]
+) -> Callable[[str], Iterator[_Chunk]]:
+    """The chunks of a field in order, out of its shards. Raises DamagedStoreError."""
+
+    def of(field: str) -> Iterator[_Chunk]:
+        layout = document.fields[field].layout
+        with ThreadPoolExecutor(1, "parbake-hdf5") as pool:
+            for number in range(layout.shard_count(document.samples)):
+                try:
+                    groups = _shard_groups(document, field, number, shard(field, number))
+                    ahead = max(1, _AHEAD_NBYTES // max(layout.chunk_nbytes, _GROUP_NBYTES))
+                    for group in _ahead(pool, _prepare, groups, ahead):
+                        yield from group
+                except CodecError as error:
+                    raise DamagedStoreError(
+                        f"{target}: field {field!r}, shard {number} of its source: {error}; "
+                        "run 'parbake verify' on that"
+                    ) from None
+
+    return of
+
+
+def _shard_groups(
+    document: StoreDocument, field: str, number: int, source: ByteSource
+) -> list[list[Callable[[], NDArray[np.uint8]]]]:
+    """What gives the payloads of a shard's chunks, in groups of about 1 MiB. Raises CodecError."""
+    layout = document.fields[field].layout
+    count = min(layout.shard_samples, document.samples - number * layout.shard_samples)
+    index = scan_shard(source, number, count, layout.chunks_per_shard, document.identity(field))
+    groups: list[list[Callable[[], NDArray[np.uint8]]]] = []
+    held = _GROUP_NBYTES
+    for entry in range(-(-count // layout.chunk_samples)):
+        offset, nbytes = int(index.offset[entry]), int(index.nbytes[entry])
+        if offset == MISSING:
+            raise CodecError(f"its chunk {entry} is missing")
+        if held >= _GROUP_NBYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(partial(source.get, offset, offset + nbytes))
+        held += nbytes
+    return groups
+
+
+def _prepare(group: list[Callable[[], NDArray[np.uint8]]]) -> list[_Chunk]:
+    """Check the CRCs of payloads and put Fletcher-32 in their place. Raises CodecError."""
+    from numcodecs.fletcher32 import Fletcher32
+
+    encode = Fletcher32().encode
+    chunks = []
+    for get in group:
+        payload = get()
+        check_crc(payload)
+        crc = int.from_bytes(payload[-CRC_NBYTES:].tobytes(), "little")
+        chunks.append(_Chunk(encode(payload[:-CRC_NBYTES]), crc))
+    return chunks
+
+
+def _ahead(pool: ThreadPoolExecutor, call: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """``call`` of each item in order, computed up to ``count`` ahead in threads."""
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
