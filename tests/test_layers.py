@@ -37,7 +37,7 @@ cache browse concatenated
 clear
 """
 LEVEL = {name: level for level, line in enumerate(STORE.strip().splitlines()) for name in line.split()}
-CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5", "zarr_foreign"}
+CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5", "zarr_foreign", "hdf5_foreign"}
 
 # What each room may import; "cli" stands for all cli modules.
 ROOMS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from parbake.errors import DamagedStoreError, ParbakeError, RecipeError, StoreNotFoundError
-from parbake.store import hdf5, zarr_dir, zarr_foreign
+from parbake.store import hdf5, hdf5_foreign, zarr_dir, zarr_foreign
 from parbake.store.contents import Contents
 from parbake.store.hdf5_index import is_hdf5
 from parbake.store.opened import OpenFolder
@@ -31,8 +31,6 @@ def open_contents(path: Path, sample_dim: str | None = None) -> Contents:
     """
     found = _open(path)
     if found is None:
-        from parbake.store import hdf5_foreign
-
         contents = hdf5_foreign.open_contents(path, sample_dim)
     elif isinstance(found, Contents):
         if sample_dim is not None:

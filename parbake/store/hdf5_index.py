@@ -26,6 +26,8 @@ from parbake.store.opened import FileSpan
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SIGNATURE_FIRST = 512  # at 0, or after a user block of 512 bytes times a power of two
+_HEAP = b"GCOL\x01"
+_HEAP_HEADER_NBYTES = 16  # of a global heap, and of each object in it
 CHUNKS_MAX = 1 << 26  # of one dataset: a table of 1 GiB
 
 
@@ -99,12 +101,38 @@ class _Positioned:
     def readinto(self, buffer: memoryview) -> int:
         count = os.preadv(self._descriptor, [buffer], self._position)
         self._position += count
+        if buffer[:5] == _HEAP and not _is_sound_heap(buffer):
+            buffer[:4] = bytes(4)  # the library refuses it: in a damaged one it may go round for ever
         return count
 
     def read(self, count: int) -> bytes:  # h5py asks for its presence
         found = os.pread(self._descriptor, count, self._position)
         self._position += len(found)
         return found
+
+
+def _is_sound_heap(heap: memoryview) -> bool:
+    """Whether the objects of a global heap collection follow one another to its end.
+
+    Texts of varying length lie in there. ``heap``: all of it, or its beginning, when the library looks for
+    its size. Source: HDF5 File Format Specification, III.E "Global Heap"; lengths of 8 bytes.
+    """
+    nbytes = int.from_bytes(heap[8:16], "little")
+    at, end = _HEAP_HEADER_NBYTES, min(nbytes, len(heap))
+    if nbytes > len(heap):  # it will be read again, whole
+        return True
+    while end - at >= _HEAP_HEADER_NBYTES:
+        number, size = (
+            int.from_bytes(heap[at : at + 2], "little"),
+            int.from_bytes(heap[at + 8 : at + 16], "little"),
+        )
+        step = (
+            size if number == 0 else _HEAP_HEADER_NBYTES + -(-size // 8) * 8
+        )  # 0: the free space, itself included
+        if not _HEAP_HEADER_NBYTES <= step <= end - at:
+            return False
+        at += step
+    return True
 
 
 @contextlib.contextmanager
