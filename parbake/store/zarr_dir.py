@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -278,16 +279,16 @@ def is_ours(files: Files) -> bool:
     Our attributes alone are no proof: xarray copies them.
     """
     try:
-        root = _read_root(files)
-    except DamagedStoreError:
+        content = read_file(files, ROOT, _JSON_NBYTES_MAX)
+    except (FileNotFoundError, CodecError):
+        return _has(files, f"{MANIFEST}/{ROOT}")
+    if b"parbake_" not in content:
+        return False
+    if _has(files, f"{MANIFEST}/{ROOT}"):
         return True
-    except NotAStoreError:
-        return False
-    if "parbake_" not in json.dumps(root):
-        return False
-    consolidated = root.get("consolidated_metadata")
-    nodes = consolidated.get("metadata") if isinstance(consolidated, dict) else None
-    return (isinstance(nodes, dict) and MANIFEST in nodes) or _has(files, f"{MANIFEST}/{ROOT}")
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        return MANIFEST in json.loads(content)["consolidated_metadata"]["metadata"]
+    return False
 
 
 def _has(files: Files, name: str) -> bool:
