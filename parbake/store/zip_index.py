@@ -216,8 +216,6 @@ def read_directory(read: Read, nbytes: int) -> Directory:
     shift = position - end.offset
     if position < 0 or shift < 0:
         raise CodecError(f"its directory of {end.nbytes:,} bytes at {end.offset:,} does not fit; it was cut")
-    if end.members * RECORD.size > end.nbytes:
-        raise CodecError(f"{end.members:,} members cannot stand in a directory of {end.nbytes:,} bytes")
     if end.nbytes > _DIRECTORY_NBYTES_MAX:
         raise CodecError(f"a directory of {end.nbytes:,} bytes; unzip it, or bake larger shards")
     records = read(position, end.position)
@@ -231,7 +229,6 @@ def read_directory(read: Read, nbytes: int) -> Directory:
     reached = np.maximum.accumulate(ascending + lengths[order])
     overlapped = np.zeros(len(starts), np.bool_)
     overlapped[order[1:]] = reached[:-1] > ascending[1:]
-    overlapped[order[:-1]] |= ascending[:-1] == ascending[1:]  # two of one header: both
     return Directory(records, position, shift, starts, by_name, ascending, overlapped)
 
 
