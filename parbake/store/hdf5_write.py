@@ -150,6 +150,7 @@ def _keep_order(properties: Any) -> None:
     """Of a group: its members in the order in which they were made, its attributes in its header."""
     from h5py import h5p
 
+    properties.set_obj_track_times(False)
     properties.set_link_creation_order(h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED)
     properties.set_attr_phase_change(_ATTRIBUTES_MAX, 0)
 
@@ -200,6 +201,7 @@ class _Writer:
 
         properties = h5p.create(h5p.DATASET_CREATE) if properties is None else properties
         properties.set_attr_phase_change(_ATTRIBUTES_MAX, 0)
+        properties.set_obj_track_times(False)  # the same store gives the same bytes
         space = h5s.create(h5s.SCALAR)
         if shape:
             most = shape
