@@ -501,17 +501,41 @@ def test_a_damaged_source_is_not_written(baked: Path, tmp_path: Path, codec: str
     assert sorted(os.listdir(tmp_path)) == ["source.zarr"]
 
 
-def test_a_full_disk_leaves_nothing(baked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int, data: memoryview, at: int) -> int:
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("after", [0, 20, 60])
+def test_a_full_disk_leaves_nothing(
+    baked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    left = [after]
+    written = os.pwritev
 
-    monkeypatch.setattr(hdf5_write.os, "pwrite", full)
+    def full(descriptor: int, parts: list[memoryview], at: int) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return written(descriptor, parts, at)
+
+    monkeypatch.setattr(hdf5_write.os, "pwritev", full)
     with (
         store_module.open_store(baked / "raw.zarr") as store,
         pytest.raises(OSError, match="No space left"),
     ):
         write(store, tmp_path / "out.h5")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("parts", "block"), [(2, 1 << 22), (1000, 256), (7, 4096)])
+def test_blocks_of_any_size_give_the_same_file(
+    baked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, block: int
+) -> None:
+    def short(descriptor: int, parts: list[memoryview], at: int) -> int:
+        return os.pwrite(descriptor, b"".join(parts)[:100], at)
+
+    monkeypatch.setattr(hdf5_write, "_PARTS_MAX", parts)
+    monkeypatch.setattr(hdf5_write, "_BLOCK_NBYTES", block)
+    monkeypatch.setattr(hdf5_write.os, "pwritev", short)
+    with store_module.open_store(baked / "lz4.zarr") as store:
+        write(store, tmp_path / "out.h5")
+    assert (tmp_path / "out.h5").read_bytes() == (baked / "lz4.h5").read_bytes()
 
 
 def test_a_kill_leaves_nothing_under_the_final_name(baked: Path, tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ _VERSIONS = ("v110", "v110")  # all metadata checksummed, and read by HDF5 1.10
 _GROUP_NBYTES = 1024**2  # chunks that are prepared in one task
 _AHEAD_NBYTES = 8 * 1024**2
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."  # NAME of a bare netCDF-4 dimension
+_BLOCK_NBYTES = 4 * 1024**2
+_PARTS_MAX = 1000  # of one call; systems take 1,024
+_NOWHERE = -2 * ALIGNMENT  # follows nothing
 _ATTRIBUTES_MAX = 4096  # kept in an object's header, which is checksummed as a whole
 
 T = TypeVar("T")
@@ -64,8 +67,9 @@ def write_hdf5(
     temporary = temporary_name(target)
     try:
         with io.FileIO(temporary, "w+") as raw:
-            with _new_file(raw) as file:
-                _Writer(file, root["consolidated_metadata"]["metadata"]).write(
+            blocks = _BlockFile(raw.fileno())
+            with _new_file(blocks) as file:
+                _Writer(file, blocks, root["consolidated_metadata"]["metadata"]).write(
                     root, document, coords, manifests, _checked_chunks(target, document, shard), progress
                 )
             os.fsync(raw.fileno())
@@ -76,62 +80,106 @@ def write_hdf5(
     sync_folder(target.parent)
 
 
-class _Positioned:
-    """The file object that h5py writes through: faults come out as they are, and the lock is let go."""
+class _BlockFile:
+    """The file object that h5py writes through, by position. Chunks go out many at a time.
+
+    ``payload``: what takes the place of the next bytes written, of which HDF5 then sees the number alone:
+    no chunk is copied, and the interpreter's lock is let go for a block at a time. It must stay as it is
+    until it is flushed, which is before anything else is written or read.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._position = 0
+        self._parts: list[memoryview] = []  # wait to be written from ``_start`` on
+        self._start, self._filled = _NOWHERE, 0
+        self.payload: tuple[memoryview, ...] | None = None
         self.fault: OSError | None = None
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        end = os.fstat(self._descriptor).st_size if whence == os.SEEK_END else 0
-        self._position = offset + (self._position if whence == os.SEEK_CUR else end)
+        if whence == os.SEEK_END:
+            self.flush()
+            offset += os.fstat(self._descriptor).st_size
+        self._position = offset + (self._position if whence == os.SEEK_CUR else 0)
         return self._position
 
     def tell(self) -> int:
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:
+        self.flush()
         count = os.preadv(self._descriptor, [buffer], self._position)
         self._position += count
         return count
 
     def read(self, count: int) -> bytes:
+        self.flush()
         found = os.pread(self._descriptor, count, self._position)
         self._position += len(found)
         return found
 
     def write(self, data: memoryview) -> int:
-        rest = memoryview(data)
+        nbytes = len(data)
+        payload, self.payload = self.payload, None
+        if payload is None:
+            self.flush()
+            self._start = _NOWHERE
+            self._write([memoryview(data)], self._position)
+        else:
+            assert sum(map(len, payload)) == nbytes, "HDF5 writes a chunk in one piece"
+            self._append(payload)
+        self._position += nbytes
+        return nbytes
+
+    def _append(self, payload: tuple[memoryview, ...]) -> None:
+        gap = self._position - (self._start + self._filled)
+        if 0 <= gap < ALIGNMENT:  # room before a chunk that was aligned just now: nothing lies there yet
+            payload = (memoryview(bytes(gap)), *payload)
+        else:
+            self.flush()
+            self._start = self._position
+        for part in payload:
+            while len(part):
+                room = _BLOCK_NBYTES - (self._start + self._filled) % _BLOCK_NBYTES
+                self._parts.append(part[:room])
+                self._filled += len(self._parts[-1])
+                part = part[room:]
+                if len(self._parts) == _PARTS_MAX or not (self._start + self._filled) % _BLOCK_NBYTES:
+                    self.flush()
+
+    def flush(self) -> None:
+        parts, self._parts = self._parts, []
+        start, self._start, self._filled = self._start, self._start + self._filled, 0
+        self._write(parts, start)
+
+    def _write(self, parts: list[memoryview], start: int) -> None:
         try:
-            while len(rest):
-                count = os.pwrite(self._descriptor, rest, self._position)
-                self._position += count
-                rest = rest[count:]
-        except OSError as error:  # a full disk; h5py would tell of something else
+            while parts:
+                count = os.pwritev(self._descriptor, parts, start)
+                start += count
+                while parts and count >= len(parts[0]):
+                    count -= len(parts.pop(0))
+                if count:  # a write that was cut short
+                    parts[0] = parts[0][count:]
+        except OSError as error:  # such as a full disk; h5py would tell of something else
             self.fault = self.fault or error
             raise
-        return len(data)
 
     def truncate(self, size: int | None = None) -> int:
+        self.flush()
         end = self._position if size is None else size
         os.ftruncate(self._descriptor, end)
         return end
 
-    def flush(self) -> None:
-        return
-
 
 @contextlib.contextmanager
-def _new_file(raw: io.FileIO) -> Iterator[Any]:
-    """An empty ``h5py.File`` over ``raw``."""
+def _new_file(blocks: _BlockFile) -> Iterator[Any]:
+    """An empty ``h5py.File`` over ``blocks``."""
     import h5py
     from h5py import h5f, h5fd, h5p
 
-    positioned = _Positioned(raw.fileno())
     access = h5p.create(h5p.FILE_ACCESS)
-    access.set_fileobj_driver(h5fd.fileobj_driver, positioned)
+    access.set_fileobj_driver(h5fd.fileobj_driver, blocks)
     access.set_fclose_degree(h5f.CLOSE_STRONG)
     access.set_libver_bounds(*(getattr(h5f, f"LIBVER_{version.upper()}") for version in _VERSIONS))
     access.set_alignment(1, ALIGNMENT)
@@ -140,9 +188,10 @@ def _new_file(raw: io.FileIO) -> Iterator[Any]:
     try:
         with h5py.File(h5f.create(b"parbake", h5f.ACC_TRUNC, creation, access)) as file:
             yield file
+        blocks.flush()
     except Exception:
-        if positioned.fault is not None:
-            raise positioned.fault from None
+        if blocks.fault is not None:
+            raise blocks.fault from None
         raise
 
 
@@ -158,8 +207,9 @@ def _keep_order(properties: Any) -> None:
 class _Writer:
     """Puts the parts of a store into an open file. ``nodes``: metadata by path, from the root document."""
 
-    def __init__(self, file: Any, nodes: Mapping[str, Any]) -> None:
+    def __init__(self, file: Any, blocks: _BlockFile, nodes: Mapping[str, Any]) -> None:
         self._file = file
+        self._blocks = blocks
         self._nodes = nodes
         self._scales: dict[tuple[str, str], Any] = {}  # by group and dimension
 
@@ -283,10 +333,15 @@ class _Writer:
     ) -> None:
         rest = (0,) * len(layout.sample_shape)
         crcs = []
+        shown = memoryview(b"")
         for number, chunk in enumerate(chunks):
-            dataset.id.write_direct_chunk((number * layout.chunk_samples, *rest), chunk.payload)
+            nbytes = len(chunk.body) + len(chunk.fletcher32)
+            if nbytes > len(shown):
+                shown = memoryview(bytes(2 * nbytes))
+            self._blocks.payload = (chunk.body, chunk.fletcher32)
+            dataset.id.write_direct_chunk((number * layout.chunk_samples, *rest), shown[:nbytes])
             crcs.append(chunk.crc32c)
-            progress(len(chunk.payload))
+            progress(nbytes)
         path = chunk_crc_name(layout.name)
         self._small(path, np.array(crcs, np.uint32))
         self._attach(path, [f"{MANIFEST}_{layout.name}_chunk"])
@@ -313,9 +368,10 @@ def _set_crc(dataset: Any, values: Any) -> None:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk as HDF5 has it: its body and Fletcher-32. ``crc32c``: of the body."""
+    """A chunk as HDF5 has it: its body, where its source has it, and Fletcher-32. ``crc32c``: of the body."""
 
-    payload: bytes
+    body: memoryview
+    fletcher32: memoryview
     crc32c: int
 
 
@@ -372,8 +428,9 @@ def _prepare(group: list[Callable[[], NDArray[np.uint8]]]) -> list[_Chunk]:
     for get in group:
         payload = get()
         check_crc(payload)
-        crc = int.from_bytes(payload[-CRC_NBYTES:].tobytes(), "little")
-        chunks.append(_Chunk(encode(payload[:-CRC_NBYTES]), crc))
+        body, crc = payload[:-CRC_NBYTES], payload[-CRC_NBYTES:].tobytes()
+        fletcher32 = memoryview(encode(body))[-CRC_NBYTES:].tobytes()
+        chunks.append(_Chunk(body.data, memoryview(fletcher32), int.from_bytes(crc, "little")))
     return chunks
 
 
