@@ -25,7 +25,7 @@ from numcodecs.fletcher32 import Fletcher32
 
 from parbake.errors import DamagedStoreError, NotAStoreError, StoreNotFoundError
 from parbake.producers.bake import bake
-from parbake.store import hdf5, hdf5_write, zarr_dir
+from parbake.store import hdf5, hdf5_blocks, hdf5_write, zarr_dir
 from parbake.store import store as store_module
 from parbake.store.chunkmap import MISSING
 from parbake.store.chunks import Access, Checksums
@@ -128,9 +128,10 @@ def test_metadata_written_back_are_those_of_the_directory(baked: Path, codec: st
 
 
 def test_a_file_made_from_a_file_has_the_same_bytes(baked: Path, tmp_path: Path) -> None:
-    with opened(baked / "lz4.h5") as store:
-        again = write(store, tmp_path / "again.h5")
-    assert again.read_bytes() == (baked / "lz4.h5").read_bytes()
+    with store_module.open_store(baked / "lz4.zarr") as store:
+        once = write(store, tmp_path / "once.h5")
+    with opened(once) as store:
+        assert write(store, tmp_path / "again.h5").read_bytes() == once.read_bytes()
 
 
 def test_progress_is_told_of_every_payload(baked: Path, tmp_path: Path) -> None:
@@ -514,7 +515,7 @@ def test_a_full_disk_leaves_nothing(
             raise OSError(28, "No space left on device")
         return written(descriptor, parts, at)
 
-    monkeypatch.setattr(hdf5_write.os, "pwritev", full)
+    monkeypatch.setattr(hdf5_blocks.os, "pwritev", full)
     with (
         store_module.open_store(baked / "raw.zarr") as store,
         pytest.raises(OSError, match="No space left"),
@@ -530,12 +531,13 @@ def test_blocks_of_any_size_give_the_same_file(
     def short(descriptor: int, parts: list[memoryview], at: int) -> int:
         return os.pwrite(descriptor, b"".join(parts)[:100], at)
 
-    monkeypatch.setattr(hdf5_write, "_PARTS_MAX", parts)
-    monkeypatch.setattr(hdf5_write, "_BLOCK_NBYTES", block)
-    monkeypatch.setattr(hdf5_write.os, "pwritev", short)
     with store_module.open_store(baked / "lz4.zarr") as store:
-        write(store, tmp_path / "out.h5")
-    assert (tmp_path / "out.h5").read_bytes() == (baked / "lz4.h5").read_bytes()
+        # now, not before: HDF5 notes the name of a filter where a plugin has it, as importing netCDF4 brings
+        wanted = write(store, tmp_path / "wanted.h5").read_bytes()
+        monkeypatch.setattr(hdf5_blocks, "_PARTS_MAX", parts)
+        monkeypatch.setattr(hdf5_blocks, "_BLOCK_NBYTES", block)
+        monkeypatch.setattr(hdf5_blocks.os, "pwritev", short)
+        assert write(store, tmp_path / "out.h5").read_bytes() == wanted
 
 
 def test_a_kill_leaves_nothing_under_the_final_name(baked: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ source files durable layout statistics
 codecs capture
 chunkmap keys index gather threads
 shard decoded opened
-document hdf5_index hdf5_form
+document hdf5_index hdf5_form hdf5_blocks
 chunks contents
 reader
 zarr_dir zarr_zip samples
