@@ -23,7 +23,7 @@ foreign_steps
 chunkmap keys index gather threads
 shard decoded opened foreign_codecs zip_index
 zip_writer
-document hdf5_index hdf5_form
+document hdf5_index hdf5_form hdf5_blocks
 chunks contents
 reader foreign
 foreign_maps zarr_fetch zarr_nodes hdf5_tree

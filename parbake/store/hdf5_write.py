@@ -22,6 +22,7 @@ from parbake.store.chunkmap import MISSING, ByteSource
 from parbake.store.codecs import CRC_NBYTES, CodecError, check_crc
 from parbake.store.document import Manifest, StoreDocument
 from parbake.store.durable import sync_folder, temporary_name
+from parbake.store.hdf5_blocks import BlockFile
 from parbake.store.hdf5_form import (
     BLOSC,
     CRC_ATTRIBUTE,
@@ -64,8 +65,9 @@ def write_hdf5(
     temporary = temporary_name(target)
     try:
         with io.FileIO(temporary, "w+") as raw:
-            with _new_file(raw) as file:
-                _Writer(file, root["consolidated_metadata"]["metadata"]).write(
+            blocks = BlockFile(raw.fileno())
+            with _new_file(blocks) as file:
+                _Writer(file, blocks, root["consolidated_metadata"]["metadata"]).write(
                     root, document, coords, manifests, _checked_chunks(target, document, shard), progress
                 )
             os.fsync(raw.fileno())
@@ -76,62 +78,14 @@ def write_hdf5(
     sync_folder(target.parent)
 
 
-class _Positioned:
-    """The file object that h5py writes through: faults come out as they are, and the lock is let go."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._position = 0
-        self.fault: OSError | None = None
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        end = os.fstat(self._descriptor).st_size if whence == os.SEEK_END else 0
-        self._position = offset + (self._position if whence == os.SEEK_CUR else end)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:
-        count = os.preadv(self._descriptor, [buffer], self._position)
-        self._position += count
-        return count
-
-    def read(self, count: int) -> bytes:
-        found = os.pread(self._descriptor, count, self._position)
-        self._position += len(found)
-        return found
-
-    def write(self, data: memoryview) -> int:
-        rest = memoryview(data)
-        try:
-            while len(rest):
-                count = os.pwrite(self._descriptor, rest, self._position)
-                self._position += count
-                rest = rest[count:]
-        except OSError as error:  # a full disk; h5py would tell of something else
-            self.fault = self.fault or error
-            raise
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        end = self._position if size is None else size
-        os.ftruncate(self._descriptor, end)
-        return end
-
-    def flush(self) -> None:
-        return
-
-
 @contextlib.contextmanager
-def _new_file(raw: io.FileIO) -> Iterator[Any]:
-    """An empty ``h5py.File`` over ``raw``."""
+def _new_file(blocks: BlockFile) -> Iterator[Any]:
+    """An empty ``h5py.File`` over ``blocks``."""
     import h5py
     from h5py import h5f, h5fd, h5p
 
-    positioned = _Positioned(raw.fileno())
     access = h5p.create(h5p.FILE_ACCESS)
-    access.set_fileobj_driver(h5fd.fileobj_driver, positioned)
+    access.set_fileobj_driver(h5fd.fileobj_driver, blocks)
     access.set_fclose_degree(h5f.CLOSE_STRONG)
     access.set_libver_bounds(*(getattr(h5f, f"LIBVER_{version.upper()}") for version in _VERSIONS))
     access.set_alignment(1, ALIGNMENT)
@@ -140,9 +94,10 @@ def _new_file(raw: io.FileIO) -> Iterator[Any]:
     try:
         with h5py.File(h5f.create(b"parbake", h5f.ACC_TRUNC, creation, access)) as file:
             yield file
+        blocks.flush()
     except Exception:
-        if positioned.fault is not None:
-            raise positioned.fault from None
+        if blocks.fault is not None:
+            raise blocks.fault from None
         raise
 
 
@@ -150,6 +105,7 @@ def _keep_order(properties: Any) -> None:
     """Of a group: its members in the order in which they were made, its attributes in its header."""
     from h5py import h5p
 
+    properties.set_obj_track_times(False)
     properties.set_link_creation_order(h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED)
     properties.set_attr_phase_change(_ATTRIBUTES_MAX, 0)
 
@@ -157,8 +113,9 @@ def _keep_order(properties: Any) -> None:
 class _Writer:
     """Puts the parts of a store into an open file. ``nodes``: metadata by path, from the root document."""
 
-    def __init__(self, file: Any, nodes: Mapping[str, Any]) -> None:
+    def __init__(self, file: Any, blocks: BlockFile, nodes: Mapping[str, Any]) -> None:
         self._file = file
+        self._blocks = blocks
         self._nodes = nodes
         self._scales: dict[tuple[str, str], Any] = {}  # by group and dimension
 
@@ -200,6 +157,7 @@ class _Writer:
 
         properties = h5p.create(h5p.DATASET_CREATE) if properties is None else properties
         properties.set_attr_phase_change(_ATTRIBUTES_MAX, 0)
+        properties.set_obj_track_times(False)  # the same store gives the same bytes
         space = h5s.create(h5s.SCALAR)
         if shape:
             most = shape
@@ -281,10 +239,15 @@ class _Writer:
     ) -> None:
         rest = (0,) * len(layout.sample_shape)
         crcs = []
+        shown = memoryview(b"")
         for number, chunk in enumerate(chunks):
-            dataset.id.write_direct_chunk((number * layout.chunk_samples, *rest), chunk.payload)
+            nbytes = len(chunk.body) + len(chunk.fletcher32)
+            if nbytes > len(shown):
+                shown = memoryview(bytes(2 * nbytes))
+            self._blocks.payload = (chunk.body, chunk.fletcher32)
+            dataset.id.write_direct_chunk((number * layout.chunk_samples, *rest), shown[:nbytes])
             crcs.append(chunk.crc32c)
-            progress(len(chunk.payload))
+            progress(nbytes)
         path = chunk_crc_name(layout.name)
         self._small(path, np.array(crcs, np.uint32))
         self._attach(path, [f"{MANIFEST}_{layout.name}_chunk"])
@@ -311,9 +274,10 @@ def _set_crc(dataset: Any, values: Any) -> None:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk as HDF5 has it: its body and Fletcher-32. ``crc32c``: of the body."""
+    """A chunk as HDF5 has it: its body, where its source has it, and Fletcher-32. ``crc32c``: of the body."""
 
-    payload: bytes
+    body: memoryview
+    fletcher32: memoryview
     crc32c: int
 
 
@@ -370,8 +334,9 @@ def _prepare(group: list[Callable[[], NDArray[np.uint8]]]) -> list[_Chunk]:
     for get in group:
         payload = get()
         check_crc(payload)
-        crc = int.from_bytes(payload[-CRC_NBYTES:].tobytes(), "little")
-        chunks.append(_Chunk(encode(payload[:-CRC_NBYTES]), crc))
+        body, crc = payload[:-CRC_NBYTES], payload[-CRC_NBYTES:].tobytes()
+        fletcher32 = memoryview(encode(body))[-CRC_NBYTES:].tobytes()
+        chunks.append(_Chunk(body.data, memoryview(fletcher32), int.from_bytes(crc, "little")))
     return chunks
 
 

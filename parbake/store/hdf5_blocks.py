@@ -1,0 +1,103 @@
+"""The file object that the HDF5 library writes a store through, chunks in large blocks."""
+
+from __future__ import annotations
+
+import os
+
+from parbake.store.shard import ALIGNMENT
+
+_BLOCK_NBYTES = 4 * 1024**2
+_PARTS_MAX = 1000  # of one call; systems take 1,024
+_NOWHERE = -2 * ALIGNMENT  # follows nothing
+
+
+class BlockFile:
+    """The file object that h5py writes through, by position. Chunks go out many at a time.
+
+    ``payload``: what takes the place of the next bytes written, of which HDF5 then sees the number alone:
+    no chunk is copied, and the interpreter's lock is let go for a block at a time. It must stay as it is
+    until it is flushed, which is before anything else is written or read.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._position = 0
+        self._parts: list[memoryview] = []  # wait to be written from ``_start`` on
+        self._start, self._filled = _NOWHERE, 0
+        self.payload: tuple[memoryview, ...] | None = None
+        self.fault: OSError | None = None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            self.flush()
+            offset += os.fstat(self._descriptor).st_size
+        self._position = offset + (self._position if whence == os.SEEK_CUR else 0)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        self.flush()
+        count = os.preadv(self._descriptor, [buffer], self._position)
+        self._position += count
+        return count
+
+    def read(self, count: int) -> bytes:
+        self.flush()
+        found = os.pread(self._descriptor, count, self._position)
+        self._position += len(found)
+        return found
+
+    def write(self, data: memoryview) -> int:
+        nbytes = len(data)
+        payload, self.payload = self.payload, None
+        if payload is None:
+            self.flush()
+            self._start = _NOWHERE
+            self._write([memoryview(data)], self._position)
+        else:
+            assert sum(map(len, payload)) == nbytes, "HDF5 writes a chunk in one piece"
+            self._append(payload)
+        self._position += nbytes
+        return nbytes
+
+    def _append(self, payload: tuple[memoryview, ...]) -> None:
+        gap = self._position - (self._start + self._filled)
+        if 0 <= gap < ALIGNMENT:  # room before a chunk that was aligned just now: nothing lies there yet
+            payload = (memoryview(bytes(gap)), *payload)
+        else:
+            self.flush()
+            self._start = self._position
+        for part in payload:
+            while len(part):
+                room = _BLOCK_NBYTES - (self._start + self._filled) % _BLOCK_NBYTES
+                self._parts.append(part[:room])
+                self._filled += len(self._parts[-1])
+                part = part[room:]
+                if len(self._parts) == _PARTS_MAX or not (self._start + self._filled) % _BLOCK_NBYTES:
+                    self.flush()
+
+    def flush(self) -> None:
+        parts, self._parts = self._parts, []
+        start, self._start, self._filled = self._start, self._start + self._filled, 0
+        self._write(parts, start)
+
+    def _write(self, parts: list[memoryview], start: int) -> None:
+        try:
+            while parts:
+                count = os.pwritev(self._descriptor, parts, start)
+                start += count
+                while parts and count >= len(parts[0]):
+                    count -= len(parts.pop(0))
+                if count:  # a write that was cut short
+                    parts[0] = parts[0][count:]
+        except OSError as error:  # such as a full disk; h5py would tell of something else
+            self.fault = self.fault or error
+            raise
+
+    def truncate(self, size: int | None = None) -> int:
+        self.flush()
+        end = self._position if size is None else size
+        os.ftruncate(self._descriptor, end)
+        return end
