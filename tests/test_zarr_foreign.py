@@ -478,6 +478,7 @@ def test_hostile_metadata_of_one_array_leaves_the_others(
         [notice] = store.contents.notices
         assert notice.startswith("left out: x (")
         assert "\n" not in notice
+        assert ("pickle" in what) == ("pickled objects" in notice)  # no library was asked
         assert_same_bits(store["y"][:], FLOATS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -518,6 +519,7 @@ def test_hostile_metadata_of_version_2_leaves_the_others(
         assert list(store.fields) == ["y"]
         [notice] = store.contents.notices
         assert notice.startswith("left out: x (")
+        assert what.startswith("a pickle") == ("pickled objects" in notice)  # no library was asked
 
 
 SHARDS: list[tuple[str, dict[str, Any]]] = [
@@ -717,6 +719,18 @@ def test_sizes_on_disk(tmp_path: Path) -> None:
         for name in ("x", "y"):
             files = [f for f in (tmp_path / name / "c").rglob("*") if f.is_file()]
             assert store.nbytes_stored(name) == sum(f.stat().st_size for f in files) > 0
+
+
+def test_coordinates_that_a_group_names(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path, mode="w", attributes={"coordinates": "area other"})
+    for folder in (group, group.create_group("g")):
+        folder.create_array("u", data=FLOATS, dimension_names=["time", "node"])
+    group.create_array("area", data=FLOATS[0], dimension_names=["node"])
+    group.create_array("unsaid", data=FLOATS[0], dimension_names=["node"])
+    with store_of(tmp_path) as store:
+        assert list(store.fields) == ["g/u", "u"]
+        assert list(store.coords) == ["area"]
+        assert_same_bits(store.coords["area"].values, FLOATS[0])
 
 
 def test_another_content_has_another_version(tmp_path: Path) -> None:

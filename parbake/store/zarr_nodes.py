@@ -154,7 +154,7 @@ def _v3(bare: ForeignArray, path: str, node: dict[str, Any], inherited: Sequence
         array = replace(array, chunk_shape=chunk, codec=", ".join(_name_of(codec) for codec in codecs))
         return ZarrArray(array, path, 3, fill, reason=str(why))
     array = replace(array, chunk_shape=chunk, codec=chain.name, dtype=chain.dtype)
-    return ZarrArray(array, path, 3, fill.astype(chain.dtype), keys, chain, sharding)
+    return ZarrArray(array, path, 3, fill, keys, chain, sharding)
 
 
 def _check_members(node: Mapping[str, Any]) -> None:
