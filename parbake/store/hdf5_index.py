@@ -101,8 +101,9 @@ class _Positioned:
     def readinto(self, buffer: memoryview) -> int:
         count = os.preadv(self._descriptor, [buffer], self._position)
         self._position += count
-        if buffer[:5] == _HEAP and not _is_sound_heap(buffer):
-            buffer[:4] = bytes(4)  # the library refuses it: in a damaged one it may go round for ever
+        found = memoryview(buffer).cast("B")
+        if found[:5] == _HEAP and not _is_sound_heap(found):
+            found[:4] = bytes(4)  # the library refuses it: in a damaged one it may go round for ever
         return count
 
     def read(self, count: int) -> bytes:  # h5py asks for its presence

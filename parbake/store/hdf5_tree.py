@@ -27,7 +27,7 @@ _MATLAB_OWN = ("#refs#", "#subsystem#")  # what cells and objects point to
 Kind: TypeAlias = Literal["chunked", "contiguous", "compact", "virtual"]
 
 
-class TreeError(ValueError):
+class TreeError(Exception):
     """A file that is refused as a whole."""
 
 
@@ -75,8 +75,10 @@ class Tree:
 def read_tree(file: Any) -> Tree:
     """The datasets of an open ``h5py.File``. Raises TreeError; of a damaged file whatever h5py raises."""
     tree = Tree()
-    found = list(_walk(file, tree.passed))
-    plain = {link for _, link, item in found if _kind(item) != "virtual" and not _is_external(item)}
+    links: dict[str, tuple[int, int]] = {}
+    found = list(_walk(file, links, tree.passed))
+    within = {_address(d) for _, _, d in found if _kind(d) != "virtual" and not _is_external(d)}
+    plain = {link for link, address in links.items() if address in within}
     scales = _scales(found)
     for name, link, item in found:
         away = _lies_elsewhere(item, plain)
@@ -90,8 +92,13 @@ def read_tree(file: Any) -> Tree:
 # ---- links
 
 
-def _walk(file: Any, passed: dict[str, str]) -> Iterator[tuple[str, str, Any]]:
-    """Name, link and ``h5py.Dataset`` of each dataset, once, in the file's order."""
+def _walk(
+    file: Any, links: dict[str, tuple[int, int]], passed: dict[str, str]
+) -> Iterator[tuple[str, str, Any]]:
+    """Name, link and ``h5py.Dataset`` of each dataset, once, in the file's order.
+
+    Notes the address behind each hard ``link``, and what was ``passed`` over.
+    """
     import h5py
 
     seen = {_address(file)}
@@ -115,7 +122,7 @@ def _walk(file: Any, passed: dict[str, str]) -> Iterator[tuple[str, str, Any]]:
             if not path and name in _MATLAB_OWN:
                 continue
             item = group[raw]
-            address = _address(item)
+            address = links[link] = _address(item)
             if address in seen or isinstance(item, h5py.Datatype):
                 continue
             seen.add(address)
@@ -185,11 +192,11 @@ def _dataset(name: str, link: str, item: Any, scales: _Scales) -> Dataset:
     if shape is None:  # a null dataspace
         return Dataset(name, link, (), dtype, (), None, attributes, packed, "it is empty")
     dims = _dims(item, scales)
-    unfit = _unfit(item, dtype, shape)
-    storage = None if unfit else _storage(item, dtype, shape)
-    if storage is not None and unfit is None:
-        unfit = _misstored(storage, dtype, shape)
-    return Dataset(name, link, shape, dtype, dims, storage, attributes, packed, unfit)
+    fault = _unfit(item, dtype, shape)
+    storage = None if fault else _storage(item, dtype, shape)
+    if storage is not None:
+        fault = _misstored(storage, dtype, shape)
+    return Dataset(name, link, shape, dtype, dims, storage, attributes, packed, fault)
 
 
 _TEXTS = ("units", "long_name", "standard_name", "description", "coordinates", "MATLAB_class")
@@ -282,7 +289,11 @@ def _text(item: Any, name: str) -> str | None:
     if not _has(item, name):
         return None
     attribute = h5py.h5a.open(item.id, name.encode())
-    if math.prod(attribute.shape or (0,)) != 1 or attribute.get_storage_size() > _TEXT_NBYTES_MAX:
+    if (
+        attribute.shape is None
+        or math.prod(attribute.shape) != 1
+        or attribute.get_storage_size() > _TEXT_NBYTES_MAX
+    ):
         return None
     try:
         value = item.attrs[name]
@@ -322,7 +333,9 @@ def _scales(found: list[tuple[str, str, Any]]) -> _Scales:
     The datasets say it too, in rows of varying length: of those the library crashes where their heap is
     damaged (HDF5 2.0.0 and h5py 3.16), of these it does not.
     """
-    by_axis, by_number, by_address = {}, {}, {}
+    by_axis: dict[tuple[tuple[int, int], int], str] = {}
+    by_number: dict[int, str] = {}
+    by_address: dict[tuple[int, int], str] = {}
     for name, _, item in found:
         if not _is_scale(item):
             continue
