@@ -15,7 +15,7 @@ import numpy as np
 from common import BATCH, interleaved, ratio, show, workspace
 
 from parbake.store.chunks import Access
-from parbake.store.hdf5_foreign import open_contents
+from parbake.store.foreign.hdf5 import open_contents
 from parbake.store.reader import CACHE_NBYTES, Reader
 
 SAMPLES, LENGTH, BATCHES, ROUNDS, WORKERS = 2_000, 16_384, 8, 5, 2

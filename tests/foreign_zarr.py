@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.store.chunks import Access, Checksums
+from parbake.store.foreign.zarr import open_contents
 from parbake.store.index import Window
 from parbake.store.opened import OpenFolder
 from parbake.store.reader import Reader
 from parbake.store.store import Store, _Options
-from parbake.store.zarr_foreign import open_contents
 from parbake.store.zarr_zip import OpenZip
 
 DTYPES = (

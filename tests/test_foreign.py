@@ -15,7 +15,7 @@ from parbake.errors import DamagedStoreError, NotAStoreError, RecipeError
 from parbake.store.chunkmap import ByteSource, ChunkIndex, FieldMap, TiledMap
 from parbake.store.codecs import Chain
 from parbake.store.contents import Contents
-from parbake.store.foreign import (
+from parbake.store.foreign.arrays import (
     ForeignArray,
     Plan,
     attribute_texts,
@@ -24,7 +24,7 @@ from parbake.store.foreign import (
     structure_digest,
     text_of,
 )
-from parbake.store.foreign_maps import Column, Grid, fetched_map, grid_maps
+from parbake.store.foreign.maps import Column, Grid, fetched_map, grid_maps
 from parbake.store.opened import FileSpan
 
 

@@ -25,9 +25,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parbake.store import foreign_steps
 from parbake.store.codecs import CodecError
-from parbake.store.foreign_codecs import (
+from parbake.store.foreign import steps as foreign_steps
+from parbake.store.foreign.codecs import (
     ForeignChain,
     Uncovered,
     fletcher32,

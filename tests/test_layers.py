@@ -19,16 +19,14 @@ PACKAGE = Path(parbake.__file__).parent
 STORE = """
 source files durable layout statistics
 codecs capture
-foreign_steps
 chunkmap keys index gather threads
-shard decoded opened foreign_codecs zip_index
+shard decoded opened zip_index
 zip_writer
 document hdf5_index hdf5_form hdf5_blocks
 chunks contents
-reader foreign
-foreign_maps zarr_fetch zarr_nodes hdf5_tree
-zarr_dir samples
-zarr_zip hdf5 hdf5_write zarr_foreign hdf5_foreign
+reader
+zarr_dir zarr_zip samples
+hdf5 hdf5_write foreign
 containers
 writer publish verify differences
 store
@@ -36,8 +34,22 @@ pack
 cache browse concatenated
 clear
 """
-LEVEL = {name: level for level, line in enumerate(STORE.strip().splitlines()) for name in line.split()}
-CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5", "zarr_foreign", "hdf5_foreign"}
+# The same within the room of files that others wrote.
+FOREIGN = """
+steps
+codecs arrays
+maps zarr_fetch zarr_nodes hdf5_tree
+zarr hdf5
+"""
+LEVEL = {
+    name: (above, within)
+    for above, line in enumerate(STORE.strip().splitlines())
+    for top in line.split()
+    for within, names in enumerate(FOREIGN.strip().splitlines() if top == "foreign" else ("",))
+    for name in [f"foreign.{inner}" for inner in names.split()] or [top]
+}
+CONTAINERS = {"zarr_dir", "zarr_zip", "hdf5", "hdf5_write", "foreign"}
+
 
 # What each room may import; "cli" stands for all cli modules.
 ROOMS = {
@@ -133,10 +145,10 @@ def wrong_arrows(found: Import) -> Iterator[str]:
     elif target not in ROOMS[source]:
         yield f"{arrow}: {source} may import {sorted(ROOMS[source])}"
     if source == target == "store" and found.module.count(".") > 1:
-        one, other = (name.split(".")[2] for name in (found.module, found.target))
+        one, other = (name.removeprefix("parbake.store.") for name in (found.module, found.target))
         if one not in LEVEL or other not in LEVEL:
             yield f"{arrow}: give both a line in STORE here"
-        elif one == "reader" and other in CONTAINERS:
+        elif one == "reader" and other.split(".")[0] in CONTAINERS:
             yield f"{arrow}: the reader knows no container"
         elif LEVEL[other] >= LEVEL[one]:
             yield f"{arrow}: not a line above"

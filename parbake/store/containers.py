@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from parbake.errors import DamagedStoreError, ParbakeError, RecipeError, StoreNotFoundError
-from parbake.store import hdf5, hdf5_foreign, zarr_dir, zarr_foreign
+from parbake.store import hdf5, zarr_dir
 from parbake.store.contents import Contents
+from parbake.store.foreign import hdf5 as foreign_hdf5
+from parbake.store.foreign import zarr as foreign_zarr
 from parbake.store.hdf5_index import is_hdf5
 from parbake.store.opened import OpenFolder
 from parbake.store.zarr_zip import OpenZip
@@ -31,7 +33,7 @@ def open_contents(path: Path, sample_dim: str | None = None) -> Contents:
     """
     found = _open(path)
     if found is None:
-        contents = hdf5_foreign.open_contents(path, sample_dim)
+        contents = foreign_hdf5.open_contents(path, sample_dim)
     elif isinstance(found, Contents):
         if sample_dim is not None:
             found.files.close()
@@ -41,7 +43,7 @@ def open_contents(path: Path, sample_dim: str | None = None) -> Contents:
         contents = found
     else:
         try:
-            contents = zarr_foreign.open_contents(found, sample_dim)
+            contents = foreign_zarr.open_contents(found, sample_dim)
         except BaseException:
             found.close()
             raise

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from parbake.errors import DamagedStoreError, ParbakeError, described
 from parbake.store.chunkmap import AnyMap, ByteSource, ChunkIndex, FetchedMap, FieldMap, Tile, TiledMap
 from parbake.store.codecs import Decoder
-from parbake.store.foreign import ForeignArray, Plan
+from parbake.store.foreign.arrays import ForeignArray, Plan
 from parbake.store.layout import CHUNK_NBYTES, FieldLayout
 
 TILES_MAX = 1_024  # a sample of more would be read in as many small pieces

@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from parbake.errors import DamagedStoreError, NotAStoreError, ParbakeError, RecipeError
-from parbake.store import hdf5_tree
 from parbake.store.chunkmap import FetchedMap, FieldMap, TiledMap
 from parbake.store.chunks import Access
-from parbake.store.hdf5_foreign import open_contents
+from parbake.store.foreign import hdf5_tree
+from parbake.store.foreign.hdf5 import open_contents
 from parbake.store.reader import CACHE_NBYTES, Reader
 from parbake.store.store import Store, _Options
 
@@ -399,7 +399,7 @@ def test_a_process_that_leaves_a_store_open_ends_well(mixed: Path) -> None:
     """HDF5 closes its files when the interpreter is gone, and crashed over a file object of Python."""
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from test_hdf5_foreign import opened\n"
+        "from test_foreign_hdf5 import opened\n"
         "store = opened(Path(sys.argv[1])); store.read([1])"
     )
     done = subprocess.run(
@@ -503,7 +503,7 @@ import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import numpy as np
-from test_hdf5_foreign import one_line_or_right
+from test_foreign_hdf5 import one_line_or_right
 path = Path(sys.argv[1])
 whole, rng = path.read_bytes(), np.random.default_rng(0)
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from parbake.store import foreign_steps as steps_of
 from parbake.store.codecs import CodecError
-from parbake.store.foreign_steps import CHECKSUM_NBYTES, U8, Checksum, Room, Step, fletcher32
+from parbake.store.foreign import steps as steps_of
+from parbake.store.foreign.steps import CHECKSUM_NBYTES, U8, Checksum, Room, Step, fletcher32
 from parbake.store.layout import DTYPES
 
 __all__ = ["ForeignChain", "Uncovered", "fletcher32", "hdf5_chain", "zarr_v2_chain", "zarr_v3_chain"]

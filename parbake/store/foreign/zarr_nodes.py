@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from parbake.store.chunkmap import MISSING, ByteSource, ChunkIndex
 from parbake.store.codecs import CRC_NBYTES, CodecError
-from parbake.store.foreign import ForeignArray, attribute_texts, text_of
-from parbake.store.foreign_codecs import ForeignChain, Uncovered, zarr_v2_chain, zarr_v3_chain
+from parbake.store.foreign.arrays import ForeignArray, attribute_texts, text_of
+from parbake.store.foreign.codecs import ForeignChain, Uncovered, zarr_v2_chain, zarr_v3_chain
 from parbake.store.layout import DTYPES
 
 SHARD_CHUNKS_MAX = 1 << 20  # in one shard: their index is read as a whole

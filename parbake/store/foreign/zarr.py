@@ -19,13 +19,13 @@ from parbake.store.chunkmap import AnyMap, ByteSource, ChunkIndex, FetchedMap
 from parbake.store.chunks import Access
 from parbake.store.codecs import CodecError
 from parbake.store.contents import Contents
-from parbake.store.foreign import NAMES_MAX, Plan, attribute_texts, contents_of, planned
-from parbake.store.foreign_codecs import ForeignChain
-from parbake.store.foreign_maps import Column, Grid, fetched_map, grid_maps
+from parbake.store.foreign.arrays import NAMES_MAX, Plan, attribute_texts, contents_of, planned
+from parbake.store.foreign.codecs import ForeignChain
+from parbake.store.foreign.maps import Column, Grid, fetched_map, grid_maps
+from parbake.store.foreign.zarr_fetch import ZarrFetch
+from parbake.store.foreign.zarr_nodes import Keys, ZarrArray, parsed
 from parbake.store.opened import Folder, read_file
 from parbake.store.reader import Reader
-from parbake.store.zarr_fetch import ZarrFetch
-from parbake.store.zarr_nodes import Keys, ZarrArray, parsed
 
 ROOT_ARRAY = "data"  # the field of an array that lies in no group
 REMEDY = "restore it from where it came"

@@ -22,11 +22,11 @@ from parbake.errors import DamagedStoreError, NotAStoreError
 from parbake.store.chunkmap import MISSING, AnyMap, ByteSource, ChunkIndex, FetchedMap, FieldMap
 from parbake.store.codecs import CodecError
 from parbake.store.contents import Contents
-from parbake.store.foreign import ForeignArray, Plan, attribute_texts, contents_of, planned
-from parbake.store.foreign_codecs import ForeignChain, Uncovered, hdf5_chain
-from parbake.store.foreign_maps import Column, Grid, fetched_map, grid_maps
+from parbake.store.foreign.arrays import ForeignArray, Plan, attribute_texts, contents_of, planned
+from parbake.store.foreign.codecs import ForeignChain, Uncovered, hdf5_chain
+from parbake.store.foreign.hdf5_tree import Dataset, Storage, Tree, TreeError, read_tree
+from parbake.store.foreign.maps import Column, Grid, fetched_map, grid_maps
 from parbake.store.hdf5_index import ChunkTable, OpenFile, _Positioned, chunk_table, hdf5_file
-from parbake.store.hdf5_tree import Dataset, Storage, Tree, TreeError, read_tree
 from parbake.store.layout import CHUNK_NBYTES, FieldLayout
 
 _SHARD_CHUNKS = 1 << 16  # looked at together: a list of as many numbers on first touch
