@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -105,6 +105,17 @@ class Samples(Reader):
                 self.out[name][row] = values
 
 
+def bodies(store: Store, name: str) -> Iterator[np.ndarray]:
+    """The compressed chunks of a field, in RAM."""
+    field = store.reader.maps[name]
+    for shard in range(field.layout.shard_count(field.samples)):
+        source = store.reader.source(name, shard)
+        index = field.scan(source, shard)
+        for offset, nbytes in zip(index.offset, index.nbytes, strict=True):
+            if offset >= 0:
+                yield source.get(offset, offset + nbytes - 4).copy()
+
+
 class Decoder(Bound):
     """Calling the decoder alone on the same chunks, already in RAM."""
 
@@ -113,10 +124,7 @@ class Decoder(Bound):
         from numcodecs import blosc
 
         self.decompress = blosc.decompress
-        self.bodies = {
-            name: [store.reader.payload(name, chunk)[:-4].copy() for chunk in range(SAMPLES)]
-            for name in store
-        }
+        self.bodies = {name: list(bodies(store, name)) for name in store}
         assert all(chain_of(field.layout).name == "lz4" for field in store.fields.values())
 
     def rows(self, name: str, samples: list[int], target: np.ndarray) -> None:

@@ -55,6 +55,11 @@ def _keys(seed: int, gain: int, only: tuple[str, ...]) -> tuple[Keys, dict[str, 
     return producer_keys(Loaf(seed=seed, gain=gain, only=only))
 
 
+def without_plugin_path() -> dict[str, str]:
+    """The environment for a child whose HDF5 libraries load filters as they do elsewhere."""
+    return {name: value for name, value in os.environ.items() if name != "HDF5_PLUGIN_PATH"}
+
+
 def refusal(call: Callable[[], object]) -> str:
     """The one line with which ``call`` refuses a recipe."""
     with pytest.raises(RecipeError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from loading import SAMPLES
 from parbake.loaders.dataset import StoreDataset
 from parbake.producers.bake import bake
 from parbake.store.store import Store, open_store
+
+# netCDF4 else names its filters to all HDF5 libraries of the process: which tests ran before would matter
+os.environ.setdefault("HDF5_PLUGIN_PATH", "::")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -336,7 +336,7 @@ def test_debug_shows_where_an_error_arose() -> None:
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: object) -> None:
+    def broken(path: object, **_: object) -> None:
         raise ZeroDivisionError("a bug\nof ours")
 
     monkeypatch.setattr("parbake.store.store.open_store", broken)

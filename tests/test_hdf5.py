@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from bakery import Loaf, ended, leftovers, same, start_child, tiny_slabs
+from bakery import Loaf, ended, leftovers, same, start_child, tiny_slabs, without_plugin_path
 from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs import blosc
@@ -48,7 +49,7 @@ def write(store: Store, target: Path, progress: Callable[[int], None] = lambda n
 def opened(path: Path, checksums: Checksums = "first", mmap: bool = True) -> Store:
     contents = hdf5.open_contents(path)
     access = Access(contents.files, checksums, mmap, "restore it")
-    options = store_module._Options(checksums, mmap, CACHE_NBYTES)
+    options = store_module._Options(checksums, mmap, CACHE_NBYTES, None)
     return Store(contents, Reader(contents.maps, access, CACHE_NBYTES), options, None)
 
 
@@ -592,3 +593,24 @@ def test_a_table_of_too_many_chunks_is_refused() -> None:
         dataset = file.create_dataset("x", (1 << 60, 2), "u1", chunks=(1, 2))
         with pytest.raises(CodecError, match="more than"):
             chunk_table(dataset)
+
+
+@pytest.mark.parametrize("loaded", ["", "h5py.File(sys.argv[1])['wave'][0]", "import hdf5plugin"])
+def test_a_blosc_of_another_library_is_no_obstacle(baked: Path, tmp_path: Path, loaded: str) -> None:
+    """netCDF4 brings a filter for an HDF5 library of its own, which fails in h5py's."""
+    if "hdf5plugin" in loaded:
+        pytest.importorskip("hdf5plugin")
+    target = tmp_path / "out.h5"
+    code = f"""if 1:
+        import sys, contextlib, netCDF4, h5py
+        with contextlib.suppress(OSError):
+            {loaded or "pass"}
+        from parbake.producers.convert import convert
+        convert(sys.argv[2], sys.argv[3], progress=False).close()
+    """
+    arguments = [str(baked / name) for name in ("lz4.h5", "lz4.zarr")]
+    subprocess.run(
+        [sys.executable, "-c", code, *arguments, str(target)], env=without_plugin_path(), check=True
+    )
+    with opened(target) as store:
+        assert store.verify()

@@ -175,6 +175,12 @@ class FieldChunks:
         except CodecError as error:
             raise self._damaged(number, entry, error) from None
 
+    def check(self, chunks: slice) -> None:
+        """Compare the checksums of some chunks. Raises DamagedStoreError."""
+        for chunk in range(chunks.start, chunks.stop):
+            number, entry = divmod(chunk, self.field.layout.chunks_per_shard)
+            self._read_first(self._shard(number), entry, None)
+
     def raw_chunk(self, chunk: int) -> NDArray[np.uint8]:
         """A view of the samples of a raw chunk, checked, as bytes."""
         shard, entry = self._admitted(chunk)

@@ -46,6 +46,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class FilterInTheWayError(Exception):
+    """Another library's Blosc filter fails in the HDF5 library of this process; it cannot be taken out."""
+
+
 def write_hdf5(
     target: Path,
     root: Mapping[str, Any],
@@ -60,7 +64,7 @@ def write_hdf5(
     ``root``: the sealed root document. ``shard(field, number)``: the bytes of a shard as they lie in a
     directory; each chunk is checked on its way. ``progress``: called with the bytes that were written.
 
-    Raises DamagedStoreError, OSError; nothing is left behind then.
+    Raises DamagedStoreError, FilterInTheWayError, OSError; nothing is left behind then.
     """
     temporary = temporary_name(target)
     try:
@@ -132,7 +136,8 @@ class _Writer:
         self._group(MANIFEST)
         text = canonical(root).encode()
         _set_crc(self._fixed_text(DOCUMENT, text), text)
-        fields = {name: self._field(document, name) for name in document.fields}
+        with _without_plugins():
+            fields = {name: self._field(document, name) for name in document.fields}
         for name, coord in coords.items():
             self._small(name, coord.values)
         for name, manifest in manifests.items():
@@ -251,6 +256,31 @@ class _Writer:
         path = chunk_crc_name(layout.name)
         self._small(path, np.array(crcs, np.uint32))
         self._attach(path, [f"{MANIFEST}_{layout.name}_chunk"])
+
+
+@contextlib.contextmanager
+def _without_plugins() -> Iterator[None]:
+    """Keeps the HDF5 library from looking for filters, whose code would have a say in a new dataset.
+
+    netCDF4 brings a Blosc that belongs to an HDF5 library of its own, and fails in this one. Raises
+    FilterInTheWayError where one like that is loaded already.
+    """
+    from h5py import h5pl
+    from h5py._objects import phil
+
+    with phil:  # no other thread may miss its plugins meanwhile
+        paths = [h5pl.get(number) for number in range(h5pl.size())]
+        try:
+            for _ in paths:
+                h5pl.remove(0)
+            yield
+        except ValueError as error:
+            if "user callback" in str(error):
+                raise FilterInTheWayError from error
+            raise
+        finally:
+            for path in paths:
+                h5pl.append(path)
 
 
 def _set_attributes(item: Any, attributes: Mapping[str, str | int | float]) -> None:

@@ -132,6 +132,15 @@ class Reader:
             if isinstance(part, FieldChunks) and (cold or not (at_once and part.is_gathered)):
                 part.ask(index, again=cold)
 
+    def check(self, name: str, threads: int = 1) -> None:
+        """Compare the checksums of all chunks of a field, as when each is first read.
+
+        Raises DamagedStoreError.
+        """
+        for part in self._parts[name]:
+            assert isinstance(part, FieldChunks)
+            in_slices(part.check, part.field.chunks, threads)
+
     def view(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
         """A read-only view of samples [start, stop) in the map, or None where none is possible."""
         field, part = self.maps[name], self._mapped_raw(name)
