@@ -91,7 +91,8 @@ def convert(
 def diff(ctx: click.Context, first: Path, second: Path, sample_dim: str | None, as_json: bool) -> None:
     """Say whether two stores hold the same: keys, fields, samples bit for bit.
 
-    Exits with 1 where they differ. Codec, chunks, container and provenance are no difference.
+    Exits with 1 where they differ. Codec, chunks, container and provenance are no difference, nor are the
+    keys of a file that others wrote, which nobody knows.
     """
     from parbake import cli_output as output
     from parbake.store.differences import compare_stores
@@ -99,6 +100,8 @@ def diff(ctx: click.Context, first: Path, second: Path, sample_dim: str | None, 
 
     with open_store(first, sample_dim=sample_dim) as a, open_store(second, sample_dim=sample_dim) as b:
         found = compare_stores(a, b)
+    for number in found.keys_unknown:
+        click.echo(human.printable(f"parbake: {(first, second)[number]}: its keys are unknown"), err=True)
     if as_json:
         values: dict[str, Any] = dataclasses.asdict(found)
         output.print_json(first=str(first), second=str(second), equal=bool(found), **values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from parbake.errors import DamagedStoreError, RecipeError, SchemaError
 from parbake.producers.bake import baking, run_job
-from parbake.producers.jobs import BakeOptions, Request, decide, recoding_job
+from parbake.producers.jobs import BakeOptions, Job, Request, fresh_store, new_job, recoding_job
 from parbake.producers.legacy.cache import is_legacy, read_legacy
 from parbake.producers.recipe import recipe_of
 from parbake.producers.reporting import Report, Reporter
@@ -53,11 +53,12 @@ def convert(
     RecipeError where something lies at ``target`` already, StoreNotFoundError, NotAStoreError,
     DamagedStoreError, SchemaError.
     """
-    path = publish.resolved(target)
+    path, file = publish.resolved(target), Path(source).expanduser()
     if path.exists():
-        raise RecipeError(f"{target}: there is something already; remove it, or choose another name")
+        raise _something_there(path)
+    if path.is_relative_to(file.resolve()):
+        raise RecipeError(f"{target}: lies in {source} itself; choose a name outside of it")
     options = BakeOptions(codec, None, None, command)
-    file = Path(source).expanduser()
     if is_legacy(file) and file.is_file():
         like = dict(recipe.schema()) if recipe is not None else None
         cache = read_legacy(file, fields, like=like)
@@ -76,6 +77,10 @@ def convert(
 def _move(store: Store, target: Path, progress: Report | Literal[False] | None) -> Store:
     """The same encoded chunks in another container."""
     with baking(target, target, progress) as reporter:
+        if target.exists():
+            if publish.seal_of(target) != store.contents.version:
+                raise _something_there(target)
+            return open_store(target)
         staging = Staging(publish.staging_root(target) / "convert")
         staging.remove()
         staging.folder.mkdir(parents=True)
@@ -123,9 +128,7 @@ def _recode(
         {"file": str(store.path)},
         partial(_check_equal, store),
     )
-    with baking(target, target, progress) as reporter:
-        run_job(recoding_job(request, store), reporter)
-        return open_store(target)
+    return _run(request, lambda: recoding_job(request, store), progress)
 
 
 def _check_equal(source: Store, made: Store) -> None:
@@ -160,11 +163,36 @@ def _bake_from(
         {"file": str(source.absolute()), "keys_vouched": recipe is not None},
         partial(_check_values, producer),
     )
+    return _run(request, lambda: new_job(request), progress)
+
+
+def _run(request: Request, job: Callable[[], Job], progress: Report | Literal[False] | None) -> Store:
+    """Bake a store where there was none before the lock was held.
+
+    What is there then was whole but for its name when an earlier run was killed, or another has just made it.
+    """
+    target = request.target
     with baking(target, target, progress) as reporter:
-        job = decide(request, None, rebuild=False)
-        assert job is not None
-        run_job(job, reporter)
-        return open_store(target)
+        if not target.exists():
+            run_job(job(), reporter)
+            return open_store(target)
+        made = fresh_store(request)
+        if made is not None and made.stored_samples == request.samples and _passes(request, made):
+            return made
+        raise _something_there(target)
+
+
+def _passes(request: Request, made: Store) -> bool:
+    assert request.check is not None
+    try:
+        request.check(made)
+    except DamagedStoreError:
+        return False
+    return True
+
+
+def _something_there(target: Path) -> RecipeError:
+    return RecipeError(f"{target}: there is something already; remove it, or choose another name")
 
 
 def _check_fits(source: Path, found: Mapping[str, Field], wanted: Mapping[str, Field]) -> None:

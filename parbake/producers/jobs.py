@@ -126,16 +126,25 @@ def source_accepted(request: Request, old: Store) -> tuple[Request, Store]:
     else:
         staging = Staging(publish.staging_root(old.path) / "resealed")
         staging.folder.mkdir(parents=True, exist_ok=True)
-        pack(old, staging.made(old.path), root=root)
-        publish.swap_in(staging, old.path, root["attributes"][zarr_dir.SEAL])
+        try:
+            pack(old, staging.made(old.path), root=root)
+            publish.swap_in(staging, old.path, root["attributes"][zarr_dir.SEAL])
+        except BaseException:
+            staging.remove()
+            raise
     old.close()
     return replace(request, wanted=stored), open_store(request.target)
+
+
+def new_job(request: Request) -> Job:
+    """A store where none is."""
+    return _job(request, None, ())
 
 
 def decide(request: Request, old: Store | None, rebuild: bool) -> Job | None:
     """What to bake, or None when the store is fresh. Raises StaleStoreError, RecipeError."""
     if old is None:
-        return _job(request, None, ())
+        return new_job(request)
     freshness = old.compared(request.wanted, request.samples)
     grows = all(change.path == "samples" and change.field is None for change in freshness.changes)
     if not rebuild and not grows:
@@ -154,7 +163,7 @@ def decide(request: Request, old: Store | None, rebuild: bool) -> Job | None:
         # the stored keys: of an accepted source that is the older one, which the old shards' headers carry
         return _job(replace(request, wanted=old.invalidation_keys), old, tuple(old.fields))
     if freshness or compare(Keys(old.invalidation_keys.shared, {}), Keys(request.wanted.shared, {})).changes:
-        return _job(request, None, ())
+        return new_job(request)
     stored = old.invalidation_keys.fields
     kept = [
         name
@@ -162,7 +171,7 @@ def decide(request: Request, old: Store | None, rebuild: bool) -> Job | None:
         if canonical(stored.get(name)) == canonical(request.wanted.fields[name])
     ]
     recoded = request.options.codec not in (None, _codec_of(old))
-    return _job(request, None, ()) if not kept or recoded else _job(request, old, kept)
+    return new_job(request) if not kept or recoded else _job(request, old, kept)
 
 
 def _job(request: Request, old: Store | None, kept: Iterable[str]) -> Job:

@@ -15,7 +15,6 @@ from parbake.store.layout import Coord
 from parbake.store.samples import Samples
 
 THERE = "(there)"
-UNKNOWN = "(unknown)"
 FIRST_SAMPLES = 5  # of those that differ
 _TOLD_MAX = 5  # differences in one line
 
@@ -52,13 +51,15 @@ class Differences:
     """What two stores differ in, first -> second; true when they are equal.
 
     ``keys``: invalidation keys. ``form``: number of samples, fields that only one has, shapes, dtypes, dims,
-    units and coordinates. ``samples``: the values, of fields of one shape and dtype. Plain values throughout:
-    its ``dataclasses.asdict`` is JSON.
+    units and coordinates. ``samples``: the values, of fields of one shape and dtype. ``keys_unknown``: the
+    stores (0, 1) whose keys nobody knows, as of files that others wrote, so that keys were not compared; that
+    is no difference. Plain values throughout: its ``dataclasses.asdict`` is JSON.
     """
 
     keys: tuple[Change, ...] = ()
     form: tuple[Change, ...] = ()
     samples: tuple[SampleDifferences, ...] = ()
+    keys_unknown: tuple[int, ...] = ()
 
     @property
     def all(self) -> tuple[Change | SampleDifferences, ...]:
@@ -94,10 +95,12 @@ def compare_stores(
     if first.samples != second.samples:
         form.insert(0, Change(None, "samples", first.samples, second.samples))
     comparable = [name for name in common if _kind(first.fields[name]) == _kind(second.fields[name])]
+    keys = _keys(first), _keys(second)
     return Differences(
-        tuple(_key_changes(_keys(first), _keys(second), coords is not None)),
+        tuple(_key_changes(*keys, coords is not None)),
         tuple(form),
         tuple(_sample_differences(first, second, comparable, progress)),
+        tuple(number for number, known in enumerate(keys) if known is None),
     )
 
 
@@ -112,9 +115,6 @@ def _keys(store: Samples) -> Keys | None:
 
 def _key_changes(first: Keys | None, second: Keys | None, coords_compared: bool) -> Iterator[Change]:
     if first is None or second is None:
-        if first is not second:
-            sides = [UNKNOWN if keys is None else keys.digest for keys in (first, second)]
-            yield Change(None, "keys", *sides)
         return
     told = (*_FORM, "coords") if coords_compared else _FORM
     for change in compare(first, second).changes:

@@ -90,7 +90,7 @@ class _Options:
     checksums: Checksums
     mmap: bool
     cache_nbytes: int
-    sample_dim: str | None
+    sample_dim: str | None = None
 
 
 def _open(path: Path, options: _Options, samples: int | None = None, version: str | None = None) -> Store:
