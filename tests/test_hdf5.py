@@ -48,7 +48,7 @@ def write(store: Store, target: Path, progress: Callable[[int], None] = lambda n
 def opened(path: Path, checksums: Checksums = "first", mmap: bool = True) -> Store:
     contents = hdf5.open_contents(path)
     access = Access(contents.files, checksums, mmap, "restore it")
-    options = store_module._Options(checksums, mmap, CACHE_NBYTES)
+    options = store_module._Options(checksums, mmap, CACHE_NBYTES, None)
     return Store(contents, Reader(contents.maps, access, CACHE_NBYTES), options, None)
 
 

@@ -46,7 +46,7 @@ FLIPS_EVERY = 5  # bits; 1 for all of them, which takes a minute
 def opened(archive: Path, *, mmap: bool = True) -> Store:
     """A store in an archive."""
     contents = zarr_dir.open_contents(OpenZip(archive))
-    options = stores._Options("first", mmap, 1 << 20)
+    options = stores._Options("first", mmap, 1 << 20, None)
     access = Access(contents.files, "first", mmap, "bake it again")
     return Store(contents, Reader(contents.maps, access, 1 << 20), options, None)
 
