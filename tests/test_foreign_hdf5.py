@@ -40,12 +40,8 @@ warnings.filterwarnings("ignore", "numpy.ndarray size changed")  # netCDF4 and i
 def opened(path: Path, sample_dim: str | None = None, mmap: bool = True) -> Store:
     contents = open_contents(path, sample_dim)
     access = Access(contents.files, "first", mmap, "ask whoever wrote it")
-    return Store(
-        contents,
-        Reader(contents.maps, access, CACHE_NBYTES),
-        _Options("first", mmap, CACHE_NBYTES, None),
-        None,
-    )
+    options = _Options("first", mmap, CACHE_NBYTES, sample_dim)
+    return Store(contents, Reader(contents.maps, access, CACHE_NBYTES), options, None)
 
 
 def values_of(path: Path, name: str) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +42,19 @@ class Access:
     remedy: str
 
 
+OpenedFiles: TypeAlias = "WeakValueDictionary[str, MappedFile | PreadFile]"
+"""Files of one container by name, for as long as a shard holds them: each is mapped once, however many shards
+and tiles lie in it."""
+
+
 class FieldChunks:
     """The chunks of one map. It may be used in threads side by side, and after a fork."""
 
-    def __init__(self, field: FieldMap, access: Access) -> None:
+    def __init__(self, field: FieldMap, access: Access, opened: OpenedFiles) -> None:
+        """``opened``: shared with other maps whose chunks may lie in the same files."""
         self.field = field
         self._access = access
+        self._opened = opened
         self._files = access.files
         self._checksums = access.checksums
         self._number = next(_numbers)
@@ -140,7 +148,10 @@ class FieldChunks:
                 self._addresses.put(chunk, shard, int(found[i]))
                 touched.append(shard)
             addresses[unknown] = found[inverse]
-        gather(addresses + within * layout.sample_nbytes, rows, places)
+        offsets = within * layout.sample_nbytes
+        if "_absent" in vars(self):  # all samples of what is not there are one
+            offsets[addresses == self._absent.ctypes.data] = 0
+        gather(addresses + offsets, rows, places)
         del kept, touched
 
     def _address(self, shard: Shard, entry: int) -> int:
@@ -152,8 +163,7 @@ class FieldChunks:
     def raw_sample(self, sample: int) -> NDArray[Any]:
         """A view of one raw sample, byte order as on disk."""
         chunk, within = divmod(sample, self.field.layout.chunk_samples)
-        samples = self.raw_chunk(chunk).view(self.field.layout.numpy_dtype)
-        found: NDArray[Any] = samples.reshape(-1, *self.field.layout.sample_shape)[within]
+        found: NDArray[Any] = self.raw_chunk(chunk)[within]
         return found
 
     # ---- chunks
@@ -181,16 +191,19 @@ class FieldChunks:
             number, entry = divmod(chunk, self.field.layout.chunks_per_shard)
             self._read_first(self._shard(number), entry, None)
 
-    def raw_chunk(self, chunk: int) -> NDArray[np.uint8]:
-        """A view of the samples of a raw chunk, checked, as bytes."""
+    def raw_chunk(self, chunk: int) -> NDArray[Any]:
+        """A view of the samples of a raw chunk [k, *shape], checked, byte order as on disk."""
+        layout = self.field.layout
         shard, entry = self._admitted(chunk)
         if shard.starts[entry] == MISSING:
-            return self._absent
+            sample = self._absent.view(layout.numpy_dtype).reshape(layout.sample_shape)
+            return np.broadcast_to(sample, (layout.chunk_samples, *layout.sample_shape))
         try:
             payload = shard.file.get(shard.starts[entry], shard.stops[entry])
-            return self._chain(shard, entry).raw_body(payload, self._body_nbytes(chunk))
+            body = self._chain(shard, entry).raw_body(payload, self._body_nbytes(chunk))
         except CodecError as error:
             raise self._damaged(shard.number, entry, error) from None
+        return body.view(layout.numpy_dtype).reshape(-1, *layout.sample_shape)
 
     def _body_nbytes(self, chunk: int) -> int:
         layout = self.field.layout
@@ -205,14 +218,16 @@ class FieldChunks:
 
     @cached_property
     def _absent(self) -> NDArray[np.uint8]:
-        """What a chunk that is not there stands for, as bytes."""
+        """One sample of a chunk that is not there, as bytes: a whole chunk may be large, and is nowhere."""
         layout = self.field.layout
+        sample = np.empty(layout.sample_nbytes, np.uint8)
+        self._fill(sample)
+        sample.flags.writeable = False
+        return sample
+
+    def _fill(self, out: NDArray[np.uint8]) -> None:
         assert self.field.fill is not None
-        chunk = np.empty(layout.chunk_nbytes // layout.numpy_dtype.itemsize, layout.numpy_dtype)
-        chunk[:] = self.field.fill
-        found: NDArray[np.uint8] = chunk.view(np.uint8)
-        found.flags.writeable = False
-        return found
+        out.view(self.field.layout.numpy_dtype)[:] = self.field.fill
 
     def _admitted(self, chunk: int) -> tuple[Shard, int]:
         """The shard of a chunk and its place there, checked if this process has not read it yet."""
@@ -232,7 +247,7 @@ class FieldChunks:
                 if self.field.fill is None:
                     raise CodecError("the chunk is missing")
                 if out is not None:
-                    np.copyto(out, self._absent)
+                    self._fill(out)
                 return
             chain = self._chain(shard, entry)
             payload = shard.file.get(shard.starts[entry], shard.stops[entry])
@@ -273,20 +288,23 @@ class FieldChunks:
 
     def _open(self, number: int) -> File:
         name = self.field.file_name(number)
+        recorded = self.field.file_nbytes(number)
+        held = self._opened.get(name)
+        if held is not None and recorded in (None, held.nbytes):
+            return held
         try:
             span = self._files.open(name)
         except FileNotFoundError:
             if self.field.fill is not None:
                 return AbsentFile()
             raise CodecError(f"the file {name} is missing") from None
-        recorded = self.field.file_nbytes(number)
         if recorded is not None and span.nbytes != recorded:
             os.close(span.descriptor)
             raise CodecError(f"the file {name} has {span.nbytes} bytes where {recorded} were written")
         if not self._access.use_mmap or not span.nbytes:
-            return PreadFile(span)
+            return self._opened.setdefault(name, PreadFile(span))
         try:
-            return MappedFile(span)
+            return self._opened.setdefault(name, MappedFile(span))
         finally:
             os.close(span.descriptor)
 

@@ -9,12 +9,13 @@ import resource
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parbake.store.chunkmap import AnyMap, ByteSource, FetchedMap, FieldMap, TiledMap
-from parbake.store.chunks import Access, FieldChunks
+from parbake.store.chunks import Access, FieldChunks, OpenedFiles
 from parbake.store.decoded import DecodedChunks
 from parbake.store.index import Window, ascending
 from parbake.store.layout import FieldLayout
@@ -38,7 +39,8 @@ class Reader:
         self.maps = dict(maps)
         self.access = access
         self.cache_nbytes = cache_nbytes
-        self._parts = {name: _parts(field, access) for name, field in maps.items()}
+        opened: OpenedFiles = WeakValueDictionary()
+        self._parts = {name: _parts(field, access, opened) for name, field in maps.items()}
         self._sharing = frozenset(name for name in maps if self._is_cached(name))
         self._begin()
 
@@ -147,9 +149,8 @@ class Reader:
         chunk = start // field.layout.chunk_samples
         if part is None or field.swapped or (stop - 1) // field.layout.chunk_samples != chunk:
             return None
-        samples = part.raw_chunk(chunk).view(field.native_dtype)
         first = chunk * field.layout.chunk_samples
-        return samples.reshape(-1, *field.layout.sample_shape)[start - first : stop - first]
+        return part.raw_chunk(chunk)[start - first : stop - first]
 
     def source(self, name: str, shard: int) -> ByteSource:
         """The bytes of one shard file, its size checked; not kept open. Raises DamagedStoreError."""
@@ -325,11 +326,11 @@ class _Fetched:
 _Part = FieldChunks | _Fetched
 
 
-def _parts(field: AnyMap, access: Access) -> Sequence[_Part]:
+def _parts(field: AnyMap, access: Access, opened: OpenedFiles) -> Sequence[_Part]:
     if isinstance(field, FetchedMap):
         return [_Fetched(field)]
     maps = [field] if isinstance(field, FieldMap) else [tile.map for tile in field.tiles]
-    return [FieldChunks(one, access) for one in maps]
+    return [FieldChunks(one, access, opened) for one in maps]
 
 
 def _layout_of(part: _Part) -> FieldLayout:
