@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 
+from parbake.store.durable import Writeback
 from parbake.store.shard import ALIGNMENT
 
 _BLOCK_NBYTES = 4 * 1024**2
+_BLOCKS_AHEAD = 4
 _PARTS_MAX = 1000  # of one call; systems take 1,024
 _NOWHERE = -2 * ALIGNMENT  # follows nothing
 
 
 class BlockFile:
-    """The file object that h5py writes through, by position. Chunks go out many at a time.
+    """The file object that h5py writes through, by position. Chunks go out many at a time, in a thread.
 
-    ``payload``: what takes the place of the next bytes written, of which HDF5 then sees the number alone:
-    no chunk is copied, and the interpreter's lock is let go for a block at a time. It must stay as it is
-    until it is flushed, which is before anything else is written or read.
+    ``payload``: what takes the place of the next bytes written, of which HDF5 then sees the number alone: no
+    chunk is copied. It must stay as it is until it is written, which is before anything is read.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, writeback: Writeback) -> None:
         self._descriptor = descriptor
+        self._writeback = writeback
+        self._writer = ThreadPoolExecutor(1, "parbake-hdf5")
+        self._writing: deque[Future[None]] = deque()
         self._position = 0
         self._parts: list[memoryview] = []  # wait to be written from ``_start`` on
         self._start, self._filled = _NOWHERE, 0
         self.payload: tuple[memoryview, ...] | None = None
         self.fault: OSError | None = None
+
+    def close(self) -> None:
+        """End the thread; what was not flushed is not written."""
+        self._writer.shutdown()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_END:
@@ -67,7 +77,7 @@ class BlockFile:
         if 0 <= gap < ALIGNMENT:  # room before a chunk that was aligned just now: nothing lies there yet
             payload = (memoryview(bytes(gap)), *payload)
         else:
-            self.flush()
+            self._hand_on()
             self._start = self._position
         for part in payload:
             while len(part):
@@ -76,18 +86,29 @@ class BlockFile:
                 self._filled += len(self._parts[-1])
                 part = part[room:]
                 if len(self._parts) == _PARTS_MAX or not (self._start + self._filled) % _BLOCK_NBYTES:
-                    self.flush()
+                    self._hand_on()
 
     def flush(self) -> None:
+        """Write all, and wait until that is done. Raises OSError."""
+        self._hand_on()
+        while self._writing:
+            self._writing.popleft().result()
+
+    def _hand_on(self) -> None:
+        """Have what is gathered written while more is; a few blocks wait at most."""
         parts, self._parts = self._parts, []
         start, self._start, self._filled = self._start, self._start + self._filled, 0
-        self._write(parts, start)
+        if parts:
+            self._writing.append(self._writer.submit(self._write, parts, start))
+        while len(self._writing) > _BLOCKS_AHEAD:
+            self._writing.popleft().result()
 
     def _write(self, parts: list[memoryview], start: int) -> None:
         try:
             while parts:
                 count = os.pwritev(self._descriptor, parts, start)
                 start += count
+                self._writeback.wrote(count)
                 while parts and count >= len(parts[0]):
                     count -= len(parts.pop(0))
                 if count:  # a write that was cut short

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from crc32c import crc32c
@@ -21,7 +18,7 @@ from parbake.errors import DamagedStoreError
 from parbake.store.chunkmap import MISSING, ByteSource
 from parbake.store.codecs import CRC_NBYTES, CodecError, check_crc
 from parbake.store.document import Manifest, StoreDocument
-from parbake.store.durable import sync_folder, temporary_name
+from parbake.store.durable import Writeback, sync_folder, temporary_name
 from parbake.store.hdf5_blocks import BlockFile
 from parbake.store.hdf5_form import (
     BLOSC,
@@ -37,13 +34,8 @@ from parbake.store.layout import MANIFEST, Coord, FieldLayout
 from parbake.store.shard import ALIGNMENT, scan_shard
 
 _VERSIONS = ("v110", "v110")  # all metadata checksummed, and read by HDF5 1.10
-_GROUP_NBYTES = 1024**2  # chunks that are prepared in one task
-_AHEAD_NBYTES = 8 * 1024**2
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."  # NAME of a bare netCDF-4 dimension
 _ATTRIBUTES_MAX = 4096  # kept in an object's header, which is checksummed as a whole
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class FilterInTheWayError(Exception):
@@ -69,8 +61,11 @@ def write_hdf5(
     temporary = temporary_name(target)
     try:
         with io.FileIO(temporary, "w+") as raw:
-            blocks = BlockFile(raw.fileno())
-            with _new_file(blocks) as file:
+            with (
+                Writeback(raw.fileno()) as writeback,
+                contextlib.closing(BlockFile(raw.fileno(), writeback)) as blocks,
+                _new_file(blocks) as file,
+            ):
                 _Writer(file, blocks, root["consolidated_metadata"]["metadata"]).write(
                     root, document, coords, manifests, _checked_chunks(target, document, shard), progress
                 )
@@ -318,68 +313,32 @@ def _checked_chunks(
 
     def of(field: str) -> Iterator[_Chunk]:
         layout = document.fields[field].layout
-        with ThreadPoolExecutor(1, "parbake-hdf5") as pool:
-            for number in range(layout.shard_count(document.samples)):
-                try:
-                    groups = _shard_groups(document, field, number, shard(field, number))
-                    ahead = max(1, _AHEAD_NBYTES // max(layout.chunk_nbytes, _GROUP_NBYTES))
-                    for group in _ahead(pool, _prepare, groups, ahead):
-                        yield from group
-                except CodecError as error:
-                    raise DamagedStoreError(
-                        f"{target}: field {field!r}, shard {number} of its source: {error}; "
-                        "run 'parbake verify' on that"
-                    ) from None
+        for number in range(layout.shard_count(document.samples)):
+            try:
+                yield from _chunks_of(document, field, number, shard(field, number))
+            except CodecError as error:
+                raise DamagedStoreError(
+                    f"{target}: field {field!r}, shard {number} of its source: {error}; "
+                    "run 'parbake verify' on that"
+                ) from None
 
     return of
 
 
-def _shard_groups(
-    document: StoreDocument, field: str, number: int, source: ByteSource
-) -> list[list[Callable[[], NDArray[np.uint8]]]]:
-    """What gives the payloads of a shard's chunks, in groups of about 1 MiB. Raises CodecError."""
+def _chunks_of(document: StoreDocument, field: str, number: int, source: ByteSource) -> Iterator[_Chunk]:
+    """The chunks of a shard, their CRCs checked, with Fletcher-32 in their place. Raises CodecError."""
+    from numcodecs.fletcher32 import Fletcher32
+
+    encode = Fletcher32().encode
     layout = document.fields[field].layout
     count = min(layout.shard_samples, document.samples - number * layout.shard_samples)
     index = scan_shard(source, number, count, layout.chunks_per_shard, document.identity(field))
-    groups: list[list[Callable[[], NDArray[np.uint8]]]] = []
-    held = _GROUP_NBYTES
     for entry in range(-(-count // layout.chunk_samples)):
         offset, nbytes = int(index.offset[entry]), int(index.nbytes[entry])
         if offset == MISSING:
             raise CodecError(f"its chunk {entry} is missing")
-        if held >= _GROUP_NBYTES:
-            groups.append([])
-            held = 0
-        groups[-1].append(partial(source.get, offset, offset + nbytes))
-        held += nbytes
-    return groups
-
-
-def _prepare(group: list[Callable[[], NDArray[np.uint8]]]) -> list[_Chunk]:
-    """Check the CRCs of payloads and put Fletcher-32 in their place. Raises CodecError."""
-    from numcodecs.fletcher32 import Fletcher32
-
-    encode = Fletcher32().encode
-    chunks = []
-    for get in group:
-        payload = get()
+        payload = source.get(offset, offset + nbytes)
         check_crc(payload)
         body, crc = payload[:-CRC_NBYTES], payload[-CRC_NBYTES:].tobytes()
         fletcher32 = memoryview(encode(body))[-CRC_NBYTES:].tobytes()
-        chunks.append(_Chunk(body.data, memoryview(fletcher32), int.from_bytes(crc, "little")))
-    return chunks
-
-
-def _ahead(pool: ThreadPoolExecutor, call: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """``call`` of each item in order, computed up to ``count`` ahead in threads."""
-    waiting: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(call, item))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+        yield _Chunk(body.data, memoryview(fletcher32), int.from_bytes(crc, "little"))

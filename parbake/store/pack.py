@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,14 @@ def _write_folder(
     manifests: Mapping[str, Manifest],
     progress: Callable[[int], None],
 ) -> None:
-    for name, number in _shards_of(store):
+    def copy(shard: tuple[str, int]) -> int:
+        name, number = shard
         copy_shard(store, name, number, folder / _file(store, name, number))
-        progress(int(manifests[name].nbytes[number]))
+        return int(manifests[name].nbytes[number])
+
+    with ThreadPoolExecutor(2) as pool:  # one writes while the other waits for the disk
+        for nbytes in pool.map(copy, _shards_of(store)):
+            progress(nbytes)
     for file, content in metadata_files(root, store.coords, manifests):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         write_durably(folder / file, content)

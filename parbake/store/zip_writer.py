@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.store.durable import durable
+from parbake.store.durable import Writeback, durable
 from parbake.store.zip_index import (
     END,
     END_64,
@@ -57,8 +57,12 @@ def write_zip(target: Path, members: Iterable[tuple[str, Iterable[_Part]]]) -> N
     A part is no longer used when the next is asked for. Equal members give equal bytes. Raises OSError, and
     ValueError for names that are not of plain files below a folder.
     """
-    with durable(target) as file, ThreadPoolExecutor(1, "parbake-crc") as aside:
-        archive = _Archive(_BlockFile(file.fileno()), aside)
+    with (
+        durable(target) as file,
+        Writeback(file.fileno()) as writeback,
+        ThreadPoolExecutor(1, "parbake-crc") as aside,
+    ):
+        archive = _Archive(_BlockFile(file.fileno(), writeback), aside)
         for name, parts in members:
             archive.add(name, parts)
         archive.finish()
@@ -70,8 +74,9 @@ class _BlockFile:
     Nothing that was written is referred to after the call.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, writeback: Writeback) -> None:
         self._descriptor = descriptor
+        self._writeback = writeback
         self._pending = bytearray()  # less than a block, from ``_flushed`` on
         self._flushed = 0
 
@@ -107,6 +112,7 @@ class _BlockFile:
                 continue
             count = os.writev(self._descriptor, parts)
             self._flushed += count
+            self._writeback.wrote(count)
             while parts and count >= len(parts[0]):
                 count -= len(parts.pop(0))
             if count:  # a write that was cut short
