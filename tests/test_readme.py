@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
+import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from grids import box
 
 from parbake.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-README, LOADERS = ROOT / "README.md", ROOT / "docs" / "loaders.md"
+README, LOADERS, CONTAINERS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "loaders.md",
+    ROOT / "docs" / "containers.md",
+)
 TASK = ["sine-teacher", "--duration", "0.02"]
 
 
@@ -70,6 +77,23 @@ def test_python_of_the_loaders_page_runs(folder: Path) -> None:
         names = vars(importlib.import_module("parbake_loaders"))
     assert names["windows"][0]["x"].shape == (256, 1)
     assert names["again"].state_dict() == names["state"]
+
+
+def test_the_containers_page_does_what_it_shows(folder: Path) -> None:
+    (folder / "parbake_containers.py").write_text("\n".join(blocks("python", CONTAINERS)))
+    names = vars(importlib.import_module("parbake_containers"))
+    assert names["store"].is_foreign
+    assert len(names["train"]) == 100
+    torch.save([(torch.zeros(5, 1), torch.ones(5, 1), 440.0, -6.0)] * 3, "cached_train.pt")
+    ours, legacy = blocks("console", CONTAINERS)
+    for line in ours.splitlines():
+        if line.startswith("$ parbake build"):
+            line += " --duration 0.02"
+        if line.startswith("$"):
+            said = run(*shlex.split(line, comments=True)[2:])
+    assert said.strip() == "equal"
+    shutil.rmtree("train.zarr")
+    run(*shlex.split(legacy.splitlines()[0], comments=True)[2:])
 
 
 def test_class_of_the_readme_bakes_from_the_command_line(folder: Path) -> None:
