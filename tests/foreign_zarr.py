@@ -27,7 +27,9 @@ def store_of(
 ) -> Store:
     contents = open_contents(OpenFolder(path) if path.is_dir() else OpenZip(path), sample_dim)
     access = Access(contents.files, checksums, mmap, "restore it")
-    return Store(contents, Reader(contents.maps, access, 1 << 16), _Options(checksums, mmap, 1 << 16, sample_dim), None)
+    return Store(
+        contents, Reader(contents.maps, access, 1 << 16), _Options(checksums, mmap, 1 << 16, sample_dim), None
+    )
 
 
 def values(dtype: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[Any]:

@@ -40,7 +40,10 @@ def opened(path: Path, sample_dim: str | None = None, mmap: bool = True) -> Stor
     contents = open_contents(path, sample_dim)
     access = Access(contents.files, "first", mmap, "ask whoever wrote it")
     return Store(
-        contents, Reader(contents.maps, access, CACHE_NBYTES), _Options("first", mmap, CACHE_NBYTES, None), None
+        contents,
+        Reader(contents.maps, access, CACHE_NBYTES),
+        _Options("first", mmap, CACHE_NBYTES, None),
+        None,
     )
 
 
