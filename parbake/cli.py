@@ -194,10 +194,16 @@ def check(ctx: click.Context, path: Path, recipe: tuple[str, ...], rehash: bool,
     "value ...' in quotes; a store of a built-in producer knows its own.",
 )
 @click.option("--accept-drift", is_flag=True, help="Repair even where the new bytes differ; recorded.")
+@sample_dim_option
 @as_json_option
 @click.pass_context
 def verify(
-    ctx: click.Context, path: Path | None, repair: str | None, accept_drift: bool, as_json: bool
+    ctx: click.Context,
+    path: Path | None,
+    repair: str | None,
+    accept_drift: bool,
+    sample_dim: str | None,
+    as_json: bool,
 ) -> None:
     """Check every checksum of the store at PATH."""
     from parbake import cli_output as output
@@ -212,15 +218,19 @@ def verify(
         words = shlex.split(repair or "")
     except ValueError as error:  # a quote that does not end
         raise click.UsageError(f"--repair: {error}", ctx) from error
-    with open_store(path) as store:
+    with open_store(path, sample_dim=sample_dim) as store:
         report = after = store.verify()
-        repair_with = f"{ctx.command_path} {path} --repair{'' if recorded_recipe(store) else ' RECIPE'}"
-        if repair is not None and not report:
+        if store.is_foreign:
+            remedy = "get the file again: parbake did not bake it"
+        else:
+            recipe = "" if recorded_recipe(store) else " RECIPE"
+            remedy = f"run '{ctx.command_path} {path} --repair{recipe}'"
+        if repair is not None and not report and not store.is_foreign:
             if not as_json:
                 output.show_damage(report.damaged)
             after = repaired(ctx, path, store, words, accept_drift)
     mended = [damage for damage in report.damaged if damage not in after.damaged]
-    output.show_verified(path, after, mended, repair_with, as_json)
+    output.show_verified(path, after, mended, remedy, as_json)
     ctx.exit(0 if after else EXIT_NO)
 
 

@@ -9,7 +9,9 @@ import click
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 sample_dim_option = click.option(
-    "--sample-dim", metavar="NAME", help="Of a file that others wrote: the dimension that counts samples."
+    "--sample-dim",
+    metavar="NAME",
+    help="Of a file that others wrote: the dimension that counts samples, or an array of which axis 0 does.",
 )
 
 

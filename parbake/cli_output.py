@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from parbake.store.verify import Damage, VerifyReport
 
 
+_NAMES_MAX = 10  # in one line
 _OPERATOR = "mesh-operator"  # what pairs of meshes keep for themselves: told in one line
 
 
@@ -124,7 +125,7 @@ def show_freshness(path: Path, freshness: Freshness, as_json: bool) -> None:
 
 
 def show_verified(
-    path: Path, report: VerifyReport, repaired: Sequence[Damage], repair_with: str, as_json: bool
+    path: Path, report: VerifyReport, repaired: Sequence[Damage], remedy: str, as_json: bool
 ) -> None:
     """A line for each damaged part, or that all is whole; ``repaired``: what was damaged before."""
     if as_json:
@@ -141,11 +142,19 @@ def show_verified(
     if repaired:
         click.echo(f"{path}: {human.count(len(repaired), 'damaged part')} repaired")
     if report:
-        without = f"; without checksums: {', '.join(report.unchecked)}" if report.unchecked else ""
-        click.echo(f"{path}: whole, {human.size(report.checked_nbytes)} checked{without}")
+        found = f"whole, {human.size(report.checked_nbytes)} checked"
+        if report.unchecked:  # what can be said of these is less
+            found = "all of it can be read" if not report.checked_nbytes else found
+            found += f"; without checksums: {_some(report.unchecked)}"
+        click.echo(human.printable(f"{path}: {found}"))
     else:
         damaged = human.count(len(report.damaged), "damaged part")
-        click.echo(f"{path}: {damaged}; run '{repair_with}'", err=True)
+        click.echo(f"{path}: {damaged}; {remedy}", err=True)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_MAX
+    return ", ".join([*names[:_NAMES_MAX], *([f"{more:,} more"] if more > 0 else [])])
 
 
 def show_damage(damaged: Sequence[Damage]) -> None:

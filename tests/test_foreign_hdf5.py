@@ -29,8 +29,12 @@ from numpy.typing import NDArray
 from parbake.errors import DamagedStoreError, NotAStoreError, ParbakeError, RecipeError
 from parbake.store.chunkmap import FetchedMap, FieldMap, TiledMap
 from parbake.store.chunks import Access
+from parbake.store.codecs import CodecError
 from parbake.store.foreign import hdf5_tree
 from parbake.store.foreign.hdf5 import open_contents
+from parbake.store.hdf5_index import chunk_table
+from parbake.store.index import Window
+from parbake.store.opened import FileSpan, MappedFile, PreadFile
 from parbake.store.reader import CACHE_NBYTES, Reader
 from parbake.store.store import Store, _Options
 
@@ -304,7 +308,8 @@ def test_matlab_files_leave_out_texts_cells_and_what_is_empty(tmp_path: Path) ->
     store = opened(path)
     assert set(store.fields) == {"X", "flag"}
     check_against_h5py(path, store)
-    [left] = store.contents.notices
+    reversed_axes, left = store.contents.notices
+    assert "reverse order" in reversed_axes
     assert "text of MATLAB" in left
     assert "empty in MATLAB" in left
     assert "references" in left
@@ -469,6 +474,109 @@ def test_shapes_without_storage_take_no_memory(tmp_path: Path, power: int, chunk
     touched = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert touched < 2 << 30  # addressed: pages of zeros are taken as they are used
+
+
+def test_a_chunk_that_is_nowhere_takes_the_memory_of_one_sample(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", (1 << 28, 3), "i4", fillvalue=7, chunks=(1 << 26, 3))  # of 768 MiB
+        file["x"][1 << 26 : (1 << 26) + 2] = 5  # a chunk that is there
+    index = np.array([0, (1 << 26) - 1, 1 << 27, 1 << 26, (1 << 26) + 1, (1 << 26) + 2, (1 << 28) - 1])
+    wanted = np.full((7, 3), 7)
+    wanted[3:5] = 5
+    with opened(path) as store:
+        tracemalloc.start()
+        for _ in range(2):
+            assert (store.read(index)["x"] == wanted).all()
+        assert (store.read(index, windows={"x": Window(0, 2, np.arange(7) % 2)})["x"] == wanted[:, :2]).all()
+        view = store.read(range(100, 105), view=True)["x"]
+        touched = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (view.shape, view.dtype, view.flags.writeable) == ((5, 3), np.dtype("i4"), False)
+        assert (view == 7).all()
+    assert touched < 1 << 20
+
+
+def test_one_file_is_mapped_once_whatever_lies_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parbake.store.foreign.hdf5._SHARD_CHUNKS", 2)
+    path = tmp_path / "many.h5"
+    values = some((40, 12), "f4")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("tiles", data=values, chunks=(2, 3))  # four tiles of ten shards
+        file.create_dataset("shards", data=values, chunks=(1, 12), compression="gzip")
+    for mmap, kind in ((True, MappedFile), (False, PreadFile)):
+        made: list[object] = []
+        real = kind.__init__
+
+        def count(self: Any, span: FileSpan, made: list[object] = made, real: Any = real) -> None:
+            made.append(span)
+            real(self, span)
+
+        monkeypatch.setattr(kind, "__init__", count)
+        with opened(path, mmap=mmap) as store:
+            check_against_h5py(path, store)
+            check_against_h5py(path, store, slice(5, 20))
+            before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+        assert len(made) == 1
+        if before:  # nothing holds it once the store is closed
+            assert len(os.listdir("/proc/self/fd")) < before
+
+
+def test_compact_data_is_not_called_slow(tmp_path: Path) -> None:
+    path = tmp_path / "compact.h5"
+    with h5py.File(path, "w") as file:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_layout(h5py.h5d.COMPACT)
+        space = h5py.h5s.create_simple((40,))
+        h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_INT32, space, properties)
+        file["x"][...] = np.arange(40)
+    with opened(path) as store:
+        assert isinstance(store.contents.maps["x"], FetchedMap)
+        assert store.contents.notices == ()
+        check_against_h5py(path, store)
+
+
+def test_a_filter_that_no_library_has_is_named_with_its_plugin(tmp_path: Path) -> None:
+    path = tmp_path / "filtered.h5"
+    with h5py.File(path, "w") as file:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((4,))
+        properties.set_filter(39_999, h5py.h5z.FLAG_OPTIONAL, ())
+        space = h5py.h5s.create_simple((40,))
+        h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_INT32, space, properties)
+        file["y"] = np.arange(40)
+    with opened(path) as store:
+        assert list(store.fields) == ["y"]
+        assert "x (40,) int32 (needs filter 39999: pip install hdf5plugin)" in store.contents.notices[0]
+
+
+def test_a_walk_over_chunks_ends_at_the_size_of_the_grid(tmp_path: Path) -> None:
+    path = one_dataset(tmp_path / "x.h5", some((40, 3), "f4"), chunks=(2, 3))
+
+    class Endless:
+        """An index that names a chunk again and again."""
+
+        def __init__(self, dataset: Any) -> None:
+            self.shape, self.chunks, self.id, self.calls = dataset.shape, dataset.chunks, self, 0
+            self._one = dataset.id.get_chunk_info(0)
+
+        def chunk_iter(self, take: Any) -> None:
+            while take(self._one) is None:
+                self.calls += 1
+
+    with h5py.File(path) as file:
+        endless = Endless(file["x"])
+        with pytest.raises(CodecError, match="more chunks than the 20 of its grid"):
+            chunk_table(endless)
+    assert endless.calls == 20
+
+
+def test_files_of_other_fields_have_other_digests(tmp_path: Path) -> None:
+    digests = set()
+    for i, shape in enumerate([(40,), (41,), (40, 2)]):
+        with opened(one_dataset(tmp_path / f"{i}.h5", some(shape, "f4"))) as store:
+            digests.add(store.digest)
+    assert len(digests) == 3
 
 
 def test_a_chunk_that_inflates_without_end_is_refused(tmp_path: Path) -> None:

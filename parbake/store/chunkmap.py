@@ -122,7 +122,7 @@ class TiledMap(_Named):
 class FetchedMap(_Named):
     """A field that another library reads: ``fetch(start, stop)`` gives samples [start, stop), any layout.
 
-    ``reason``: why it is not read through a map.
+    ``reason``: why it is not read through a map, and slowly; empty where it is as fast as one.
     """
 
     layout: FieldLayout

@@ -177,8 +177,15 @@ def chunk_table(dataset: Any) -> ChunkTable:
     if chunks > CHUNKS_MAX:
         raise CodecError(f"{chunks:,} chunks, more than the {CHUNKS_MAX:,} that are mapped")
     found: list[Any] = []
+
+    def take(info: Any) -> bool | None:  # anything but None ends the walk
+        found.append(info)
+        return True if len(found) > chunks else None
+
     with library_faults():
-        dataset.id.chunk_iter(found.append)  # not get_chunk_info: each call of that walks the whole index
+        dataset.id.chunk_iter(take)  # not get_chunk_info: each call of that walks the whole index
+    if len(found) > chunks:
+        raise CodecError(f"its index names more chunks than the {chunks:,} of its grid")
     index = ChunkIndex.empty(chunks)
     if not found:
         return ChunkTable(grid, index)

@@ -27,6 +27,7 @@ from parbake.store.chunks import Access, Checksums
 from parbake.store.containers import open_contents
 from parbake.store.contents import Contents, Sealed
 from parbake.store.document import Manifest, StoredField, StoreDocument
+from parbake.store.foreign.arrays import structure_digest
 from parbake.store.index import Index, Window, normalised_index
 from parbake.store.keys import (
     JSON,
@@ -61,7 +62,7 @@ def open_store(
 
     Of a foreign file the arrays that share axis 0 are fields; its keys are unknown, so it is never fresh.
     What is left out of it, and what is read slowly, is told once, as a warning. ``sample_dim``: the name of
-    the dimension that counts its samples.
+    the dimension that counts its samples, or of an array along whose first axis they lie.
     ``expect``: the producer that should have baked it; the store then shows ``len(expect)`` samples.
     ``checksums``: check each chunk when this process first reads it, ``"always"`` or ``"never"``.
     ``mmap=False`` reads with ``pread``, for file systems on which a mapped file may vanish.
@@ -194,7 +195,9 @@ class Store(Samples):
 
     @property
     def digest(self) -> str:
-        """Digest of the shared invalidation keys."""
+        """Digest of the shared invalidation keys; of a file that others wrote, of its fields and shapes."""
+        if self.is_foreign:
+            return structure_digest(self._document)
         return self._document.keys.digest
 
     @property

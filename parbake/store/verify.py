@@ -105,7 +105,9 @@ def _verify_foreign(store: Store) -> VerifyReport:
                 if step > field.layout.chunk_samples:
                     check(name, first, last, field.layout.chunk_samples)
                 else:
-                    found = str(error).split(": ", 1)[-1].split("; ")[0]
+                    # without the path, and the field and samples that are told anyhow
+                    found = str(error).split(": ", 1)[-1].removesuffix(f"; {reader.access.remedy}")
+                    found = found.removeprefix(f"field {name!r}, ")
                     damaged.append(Damage(store.path.name, name, first, last, found))
 
     for name, field in store.fields.items():

@@ -367,7 +367,7 @@ def _read_root(folder: Files) -> dict[str, Any]:
     try:
         content = read_file(folder, ROOT, _JSON_NBYTES_MAX)
     except FileNotFoundError:
-        raise NotAStoreError(f"{path}: a folder without {ROOT}, so not a Zarr store") from None
+        raise NotAStoreError(f"{path}: holds no {ROOT}, so not a Zarr store") from None
     except CodecError as error:
         raise NotAStoreError(f"{path}: {error}") from None
     try:

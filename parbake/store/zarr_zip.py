@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -13,6 +14,18 @@ from parbake.store.codecs import CodecError
 from parbake.store.opened import FileSpan
 from parbake.store.zip_index import Directory, Read, crc32_of, read_directory
 
+_LEGACY = (".pt", ".pth", ".pkl", ".pickle")
+_MAGIC_NBYTES = 8
+_OTHERS = (  # how files begin that people have for data, and what to do with them
+    (b"CDF\x01", "NetCDF-3; 'nccopy -k nc4' makes a NetCDF-4 file of it"),
+    (b"CDF\x02", "NetCDF-3; 'nccopy -k nc4' makes a NetCDF-4 file of it"),
+    (b"CDF\x05", "NetCDF-3; 'nccopy -k nc4' makes a NetCDF-4 file of it"),
+    (b"\x93NUMPY", "a NumPy array; bake it with parbake.from_function, or write it with zarr.save_array"),
+    (b"\x1f\x8b", "compressed by gzip; unpack it"),
+    (b"BZh", "compressed by bzip2; unpack it"),
+    (b"\xfd7zXZ", "compressed by xz; unpack it"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it"),
+)
 _ROOTS = ("zarr.json", ".zgroup", ".zarray")
 
 
@@ -26,15 +39,23 @@ class OpenZip:
         """Raises OSError, NotAStoreError."""
         self._descriptor = -1
         self.path = path
-        # non-blocking: a fifo would wait for somebody to write
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:  # non-blocking: a fifo would wait for somebody to write
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a socket
+                raise NotAStoreError(f"{path}: not a plain file") from None
+            raise
         try:
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise CodecError("not a plain file")
             with contextlib.suppress(OSError):  # file systems without locks; says "being read" to who clears
                 fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            self._directory = read_directory(_reading(self._descriptor), status.st_size)
+            read = _reading(self._descriptor)
+            try:
+                self._directory = read_directory(read, status.st_size)
+            except CodecError as error:
+                raise CodecError(_what_else(read(0, _MAGIC_NBYTES), path) or str(error)) from None
             self._root = _root_of(self._directory)
         except CodecError as error:
             self.close()
@@ -123,6 +144,18 @@ def _reading(descriptor: int) -> Read:
         return content
 
     return read
+
+
+def _what_else(start: bytes, path: Path) -> str | None:
+    """What a file seems to be that is no zip, nor meant to be one."""
+    if start.startswith(b"PK") or path.suffix.lower() == ".zip":
+        return None
+    if not start:
+        return "an empty file"
+    if path.suffix.lower() in _LEGACY:
+        return "neither Zarr nor HDF5 but a cache; 'parbake convert' makes a store of it"
+    found = next((what for magic, what in _OTHERS if start.startswith(magic)), None)
+    return f"neither Zarr nor HDF5 but {found}" if found else "neither Zarr nor HDF5, whatever its name"
 
 
 def _root_of(directory: Directory) -> str:

@@ -138,7 +138,7 @@ class Directory:
         if member.method != _STORED or member.flags & _PATCHED:
             raise CodecError(
                 f"{name} is compressed by the archive (method {member.method}), so it cannot be mapped; "
-                "unzip it, or pack it again with 'parbake convert'"
+                "unzip it, and open the folder or pack that with 'zip -r -0'"
             )
         if member.nbytes != member.nbytes_unpacked:
             raise CodecError(

@@ -7,6 +7,7 @@ makes a map of each field (``grid_maps``, ``fetched_map``), and ``contents_of`` 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,9 @@ CHUNKS_MAX = 1 << 28  # of a field: each takes some bytes of memory once the fie
 CHUNK_NBYTES_MAX = 1 << 30  # decoded: it is memory
 COORD_NBYTES_MAX = 1 << 28
 NAMES_MAX = 20  # that one message tells
+_ALIKE_MAX = 5  # that it tells of those with one reason
+_ONE_EACH_MIN = 16  # arrays that are alike
+_DIGITS = re.compile(r"\d+")
 _TEXT_MAX = 1_000  # characters of an attribute
 
 Axis: TypeAlias = tuple[str | None, int]
@@ -41,6 +45,7 @@ class ForeignArray:
     where there is none. ``coordinates``: the names in CF ``coordinates`` of the array or its group.
     ``chunk_shape``: of what is decoded at once; None where any part can be read. ``codec``: for tables.
     ``unfit``: why it can be no field, whatever its shape; dtype and chunk_shape may then be anything.
+    ``packed``: CF ``scale_factor`` or ``add_offset`` say that its values stand for others.
     """
 
     name: str
@@ -53,6 +58,7 @@ class ForeignArray:
     chunk_shape: tuple[int, ...] | None = None
     codec: str = "raw"
     unfit: str | None = None
+    packed: bool = False
 
     @cached_property
     def nbytes(self) -> int:
@@ -134,14 +140,19 @@ def text_of(value: object) -> str | None:
 def planned(where: object, arrays: Sequence[ForeignArray], sample_dim: str | None) -> Plan:
     """Choose the fields among ``arrays``, in the file's order. ``where``: names the file in errors.
 
-    With ``sample_dim`` all arrays that have this dimension are fields. Without, those are that share axis 0:
-    by its name ("sample" first), where it has none by its length; of several, where most bytes are.
+    With ``sample_dim`` all arrays that have this dimension are fields, or, where it is an array's name, those
+    that share its axis 0. Without, those are that share axis 0: by its name ("sample" first), where it has
+    none by its length; of several, where most bytes are.
 
-    Raises RecipeError for a ``sample_dim`` that no array has, NotAStoreError where nothing can be a field.
+    Raises RecipeError for a ``sample_dim`` that is neither, NotAStoreError where nothing can be a field.
     """
     faults = {array.name: array.fault for array in arrays if array.fault is not None}
     fit = [array for array in arrays if array.name not in faults]
-    chosen = _sample_axis(where, arrays, fit, sample_dim)
+    if sample_dim in {array.name for array in fit} and not any(sample_dim in array.dims for array in fit):
+        chosen = next(array.axes[0] for array in fit if array.name == sample_dim)
+        sample_dim = None
+    else:
+        chosen = _sample_axis(where, arrays, fit, sample_dim)
     axes: dict[str, int] = {}
     for array in fit:
         axis = _axis_in(array, chosen, sample_dim)
@@ -160,9 +171,9 @@ def planned(where: object, arrays: Sequence[ForeignArray], sample_dim: str | Non
     coords = dict(_coords(fit, axes, dims))
     used = axes.keys() | coords.keys()
     left = [(array, faults.get(array.name)) for array in arrays if array.name not in used]
-    notices = (_left_out(left, chosen),) if left else ()
     chosen_arrays = {name: array for name, array in kept.items() if name in used}
-    return Plan(chosen[1], chosen_arrays, axes, dims, coords, notices)
+    notices = (_left_out(left, chosen), _not_applied(chosen_arrays.values()), _one_each(arrays))
+    return Plan(chosen[1], chosen_arrays, axes, dims, coords, tuple(filter(None, notices)))
 
 
 def _sample_axis(
@@ -183,13 +194,11 @@ def _sample_axis(
     if sample_dim is not None:
         names = sorted({dim for array in arrays for dim in array.dims if dim})
         named = f"its dimensions are {_some(map(repr, names))}" if names else "its dimensions have no names"
-        raise RecipeError(
-            one_line(f"{where}: no array has samples along a dimension {sample_dim!r}; {named}")
-        )
+        said = f"no array has samples along a dimension {sample_dim!r}, or has this name; {named}"
+        raise RecipeError(one_line(f"{where}: {said}; {_held(arrays, {})}"))
     held = _held(arrays, {array.name: array.fault for array in arrays})
-    raise NotAStoreError(
-        one_line(f"{where}: no array can be a field; {held}; --sample-dim picks the dimension of samples")
-    )
+    picks = "; --sample-dim picks the dimension of samples" if fit else ""
+    raise NotAStoreError(one_line(f"{where}: no array can be a field; {held}{picks}"))
 
 
 def _axis_in(array: ForeignArray, chosen: Axis, sample_dim: str | None) -> int | None:
@@ -206,8 +215,8 @@ def _dims(fields: Mapping[str, ForeignArray], axes: Mapping[str, int]) -> dict[s
 
     def name_of(array: ForeignArray, axis: int, taken: Iterable[str]) -> str:
         dim, length = array.axes[axis]
-        own = f"{array.name}_{axis}"
-        wanted = [dim, *([f"{array.group}/{dim}"] if array.group else [])] if dim else []
+        own = _flat(f"{array.name}_{axis}")
+        wanted = [dim, *([_flat(f"{array.group}/{dim}")] if array.group else [])] if dim else []
         for name in (*wanted, own, *(f"{own}_{i}" for i in range(len(lengths) + 1))):
             if name not in taken and lengths.setdefault(name, length) == length:
                 return name
@@ -231,8 +240,10 @@ def _coords(
     """Arrays that are coordinates of fields, each with the dimension that it lies along."""
     along: dict[Axis, str] = {}
     told: set[str] = set()
+    near: set[str] = set()  # groups of fields, and those above
     for array in fit:
         if array.name in axes:
+            near.update(path.rpartition("/")[0] for path in _paths(array.group, "x"))
             others = [axis for i, axis in enumerate(array.axes) if i != axes[array.name]]
             for axis, dim in zip(others, dims[array.name], strict=True):
                 if axis[0] is not None:
@@ -241,7 +252,7 @@ def _coords(
     for array in fit:
         if array.name in axes or len(array.shape) > 1 or array.nbytes > COORD_NBYTES_MAX:
             continue
-        is_dim = array.name.rpartition("/")[2] == array.dims[0]
+        is_dim = array.group in near and array.name.rpartition("/")[2] == array.dims[0]
         if array.axes[0] in along and (is_dim or array.name in told):
             yield array.name, along[array.axes[0]]
 
@@ -262,18 +273,62 @@ def _held(arrays: Sequence[ForeignArray], faults: Mapping[str, str | None]) -> s
 
 
 def _left_out(left: Sequence[tuple[ForeignArray, str | None]], chosen: Axis) -> str:
-    reasons = (f"{a} ({why or f'not along {_axis_text(chosen)}'})" for a, why in left)
-    return one_line(f"left out: {_some(reasons)}")
+    if not left:
+        return ""
+    away = f"not along {_axis_text(chosen)}"
+    told = by_reason((str(array), why or away) for array, why in left)
+    others = [array for array, why in left if why is None]
+    # an array is named where its dimension would not tell
+    picks = f"; sample_dim={max(others, key=lambda a: a.nbytes).name!r} picks others" if others else ""
+    return one_line(f"left out: {told}{picks}")
+
+
+def by_reason(left: Iterable[tuple[str, str]]) -> str:
+    """Names of what was left out, together where the reason is the same, and not all of many."""
+    groups: dict[str, list[str]] = {}
+    for name, why in left:
+        groups.setdefault(why, []).append(name)
+    return _some(f"{_some(names, _ALIKE_MAX)} ({why})" for why, names in groups.items())
+
+
+def _not_applied(arrays: Iterable[ForeignArray]) -> str:
+    """What CF says of values that are handed out as they are stored."""
+    packed, times = [], []
+    for array in arrays:
+        packed += [repr(array.name)] if array.packed else []
+        times += [f"{array.name!r} ({array.units})"] if array.units and " since " in array.units else []
+    told = [f"scale_factor and add_offset not applied: {_some(packed, _ALIKE_MAX)}"] if packed else []
+    told += [f"times are numbers: {_some(times, _ALIKE_MAX)}"] if times else []
+    return one_line(f"values as stored; {'; '.join(told)}") if told else ""
+
+
+def _one_each(arrays: Sequence[ForeignArray]) -> str:
+    """Said of a file that seems to have an array for each sample."""
+    alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for array in arrays:
+        if _DIGITS.search(array.name):
+            alike.setdefault((_DIGITS.sub("0", array.name), array.shape), []).append(array.name)
+    most = max(alike.values(), key=len, default=[])
+    if len(most) < _ONE_EACH_MIN:
+        return ""
+    return one_line(
+        f"{len(most):,} arrays such as {most[0]!r} are alike, but a field is one array of all "
+        "samples; where each is a sample, bake them with parbake.from_function"
+    )
+
+
+def _flat(name: str) -> str:
+    return name.replace("/", "_")
 
 
 def _axis_text(axis: Axis) -> str:
     return f"dimension {axis[0]!r} of {axis[1]:,}" if axis[0] else f"a first axis of {axis[1]:,}"
 
 
-def _some(texts: Iterable[str]) -> str:
+def _some(texts: Iterable[str], most: int = NAMES_MAX) -> str:
     told = list(texts)
-    more = [f"{len(told) - NAMES_MAX} more"] if len(told) > NAMES_MAX else []
-    return ", ".join(told[:NAMES_MAX] + more)
+    more = [f"{len(told) - most:,} more"] if len(told) > most else []
+    return ", ".join(told[:most] + more)
 
 
 def contents_of(
@@ -294,14 +349,16 @@ def contents_of(
     slow = [
         one_line(f"field {name!r} is not read through a chunk map, so slowly: {one.reason}")
         for name, one in maps.items()
-        if isinstance(one, FetchedMap)
+        if isinstance(one, FetchedMap) and one.reason
     ]
 
     def coords() -> dict[str, Coord]:
-        return {
-            name: Coord(read_coord(name), plan.arrays[name].units, dim=None if dim == name else dim)
-            for name, dim in plan.coords.items()
-        }
+        found = {}
+        for name, dim in plan.coords.items():
+            shown = dim if name.rpartition("/")[2] == dim and dim not in found else _flat(name)
+            shown = name if shown in found else shown
+            found[shown] = Coord(read_coord(name), plan.arrays[name].units, dim=None if dim == shown else dim)
+        return found
 
     return Contents(
         files, document, maps, coords, nbytes_stored, version, notices=(*notices, *plan.notices, *slow)

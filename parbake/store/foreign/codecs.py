@@ -21,9 +21,18 @@ from parbake.store.foreign import steps as steps_of
 from parbake.store.foreign.steps import CHECKSUM_NBYTES, U8, Checksum, Room, Step, fletcher32
 from parbake.store.layout import DTYPES
 
-__all__ = ["ForeignChain", "Uncovered", "fletcher32", "hdf5_chain", "zarr_v2_chain", "zarr_v3_chain"]
+__all__ = [
+    "ForeignChain",
+    "Uncovered",
+    "filter_name",
+    "fletcher32",
+    "hdf5_chain",
+    "zarr_v2_chain",
+    "zarr_v3_chain",
+]
 
 _BLOSC_NAMES = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")  # HDF5 filter 32001, value 6
+_SELF_CHECKED = ("gzip", "zlib", "bz2")  # compressors whose format ends with a checksum of what was in it
 _SPARE_NBYTES = 65_536
 _WIDEST = 16  # bytes of an element, after any filter, for one in the chunk: complex128 for uint8
 _STEPS_MAX = 32  # as in HDF5
@@ -74,7 +83,8 @@ class ForeignChain:
 
     @property
     def has_checksum(self) -> bool:
-        return bool(self._outer)
+        """Whether changed bytes show, in ``check`` or in decoding."""
+        return any(step.checksum is not None or step.name in _SELF_CHECKED for step in self.steps)
 
     @cached_property
     def is_raw(self) -> bool:
@@ -363,7 +373,15 @@ def zarr_v3_chain(codecs: Iterable[Any], dtype_name: str, chunk_shape: Iterable[
 
 # ---- HDF5
 
-_HDF5_NAMES = {4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf", 32004: "lz4", 32008: "bitshuffle"}
+_HDF5_NAMES = {  # registered with the HDF Group
+    **{4: "szip", 5: "nbit", 6: "scaleoffset", 307: "bzip2", 32000: "lzf", 32004: "lz4", 32008: "bitshuffle"},
+    **{32013: "zfp", 32017: "sz", 32024: "sz3", 32026: "blosc2"},
+}
+
+
+def filter_name(number: int) -> str:
+    """A filter of HDF5 as messages name it."""
+    return f"{_HDF5_NAMES[number]!r} ({number})" if number in _HDF5_NAMES else str(number)
 
 
 def hdf5_chain(
@@ -400,6 +418,5 @@ def _hdf5_steps(number: int, values: tuple[int, ...]) -> list[Step]:
         return [steps_of.compressor(f"blosc({name})", steps_of.blosc_chunk)]
     if number == 32015:
         return [steps_of.compressor("zstd", steps_of.decode_zstd)]
-    name = f"{_HDF5_NAMES[number]!r} ({number})" if number in _HDF5_NAMES else str(number)
     faster = "; faster with the package python-neo-lzf" if number == 32000 else ""
-    raise Uncovered(f"filter {name} is read through h5py{faster}")
+    raise Uncovered(f"filter {filter_name(number)} is read through h5py{faster}")

@@ -6,11 +6,12 @@ piece and its filters are known. Everything else h5py reads.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import os
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from parbake.errors import DamagedStoreError, NotAStoreError
 from parbake.store.chunkmap import MISSING, AnyMap, ByteSource, ChunkIndex, FetchedMap, FieldMap
 from parbake.store.codecs import CodecError
 from parbake.store.contents import Contents
-from parbake.store.foreign.arrays import ForeignArray, Plan, attribute_texts, contents_of, planned
-from parbake.store.foreign.codecs import ForeignChain, Uncovered, hdf5_chain
+from parbake.store.foreign.arrays import ForeignArray, Plan, attribute_texts, by_reason, contents_of, planned
+from parbake.store.foreign.codecs import ForeignChain, Uncovered, filter_name, hdf5_chain
 from parbake.store.foreign.hdf5_tree import Dataset, Storage, Tree, TreeError, read_tree
 from parbake.store.foreign.maps import Column, Grid, fetched_map, grid_maps
 from parbake.store.hdf5_index import ChunkTable, OpenFile, _Positioned, chunk_table, hdf5_file
@@ -32,7 +33,6 @@ from parbake.store.layout import CHUNK_NBYTES, FieldLayout
 _SHARD_CHUNKS = 1 << 16  # looked at together: a list of as many numbers on first touch
 _SHARDS_MAX = 128  # of one field: each open one holds a map of the file
 _DENSE_CHUNKS_MAX = 1 << 22  # of a grid whose table is made whatever it holds: 64 MiB
-_COMPACT = "its few bytes are held in memory"
 
 
 def open_contents(path: Path, sample_dim: str | None = None) -> Contents:
@@ -100,27 +100,21 @@ def _contents(files: ForeignFile, sample_dim: str | None) -> Contents:
         plan = planned(files.path, [_array(sources[d.name]) for d in tree.datasets], sample_dim)
         maps = {name: _map(sources[name], plan, file) for name in plan.axes}
     state = os.fstat(files.descriptor)
-    contents = contents_of(
+    return contents_of(
         files,
         plan,
         maps,
         read_coord=lambda name: sources[name].values(),
         nbytes_stored=lambda name: sources[name].nbytes,
         version=f"{state.st_dev}-{state.st_ino}-{state.st_size}-{state.st_mtime_ns}",
-        notices=_notices(tree, plan),
+        notices=_notices(tree),
     )
-    return replace(contents, notices=tuple(told for told in contents.notices if _COMPACT not in told))
 
 
-def _notices(tree: Tree, plan: Plan) -> list[str]:
-    told = []
-    if tree.passed:
-        passed = [f"{name} ({why})" for name, why in list(tree.passed.items())[:20]]
-        more = [f"{len(tree.passed) - 20} more"] if len(tree.passed) > 20 else []
-        told.append(f"not followed: {', '.join(passed + more)}")
-    packed = [repr(d.name) for d in tree.datasets if d.packed and d.name in plan.axes]
-    if packed:
-        told.append(f"values as stored, scale_factor and add_offset not applied: {', '.join(packed[:20])}")
+def _notices(tree: Tree) -> list[str]:
+    told = [f"not followed: {by_reason(tree.passed.items())}"] if tree.passed else []
+    if any("MATLAB_class" in dataset.attributes for dataset in tree.datasets):
+        told.append("written by MATLAB: axes are in reverse order, so that samples lie along its last one")
     return told
 
 
@@ -178,13 +172,13 @@ class _Source:
 def _array(source: _Source) -> ForeignArray:
     dataset = source.dataset
     units, description, coordinates = attribute_texts(dataset.attributes)
-    codec, chunk_shape = "raw", None
+    codec, chunk_shape, unfit = "raw", None, dataset.unfit
     if dataset.storage is not None:
         chunk_shape = dataset.storage.chunk_shape
         try:
             codec = source.chain.name
         except Uncovered:
-            codec = "h5py"
+            codec, unfit = "h5py", _lacking(dataset.storage)
     return ForeignArray(
         dataset.name,
         dataset.shape,
@@ -195,8 +189,21 @@ def _array(source: _Source) -> ForeignArray:
         coordinates,
         chunk_shape,
         codec,
-        dataset.unfit,
+        unfit,
+        dataset.packed,
     )
+
+
+def _lacking(storage: Storage) -> str | None:
+    """Why not even h5py reads it: a filter that HDF5 has as a plugin only, which is not there."""
+    from h5py import h5z
+
+    numbers = [number for number, _, _ in storage.filters]
+    if not all(map(h5z.filter_avail, numbers)):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("hdf5plugin")  # brings most of those that are in use
+    lacking = [filter_name(number) for number in numbers if not h5z.filter_avail(number)]
+    return f"needs filter {lacking[0]}: pip install hdf5plugin" if lacking else None
 
 
 # ---- its map
@@ -215,7 +222,7 @@ def _map(source: _Source, plan: Plan, file: Any) -> AnyMap:
         return fetched(str(uncovered))
     if kind == "compact":
         held = file[source.dataset.link][...]
-        return fetched_map(source.files.path, plan, name, partial(_part, held, axis), _COMPACT)
+        return fetched_map(source.files.path, plan, name, partial(_part, held, axis), "")
     if kind == "virtual":
         return fetched("a virtual dataset")
     if axis:

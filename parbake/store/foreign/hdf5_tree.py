@@ -109,7 +109,8 @@ def _walk(
         objects += group.id.get_num_objs()
         if objects > OBJECTS_MAX:
             raise TreeError(
-                f"more than {OBJECTS_MAX:,} datasets and groups: a field is one dataset with a sample axis"
+                f"more than {OBJECTS_MAX:,} datasets and groups, but a field is one dataset of all samples; "
+                "where each is a sample, bake them with parbake.from_function"
             )
         below: list[tuple[str, Any]] = []
         for raw in group.id:

@@ -32,6 +32,7 @@ REMEDY = "restore it from where it came"
 _JSON_NBYTES_MAX = 64 * 1024**2
 _DEPTH_MAX = 16  # of groups
 _NODES_MAX = 10_000
+_NODES = ("zarr.json", ".zgroup", ".zarray")
 _METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
 
@@ -112,7 +113,7 @@ class _Hierarchy:
             return
         metadata = self._document("", ".zmetadata")
         if metadata is None and self._document("", ".zgroup") is None:
-            raise CodecError("holds neither zarr.json nor .zgroup nor .zarray, so it is no Zarr")
+            raise CodecError(_no_zarr(self._files))
         nodes = _consolidated(metadata)
         if not nodes:
             self._attributes[""] = self._document("", ".zattrs")
@@ -163,7 +164,7 @@ class _Hierarchy:
                 if self._is_group(folder, document):
                     self._walk(folder, document, depth + 1)
             except CodecError as error:
-                if not self._is_plain_file(folder):
+                if not _holds(self._files, folder):
                     self._unread.append(str(error))
 
     def _is_group(self, folder: str, document: str) -> bool:
@@ -185,13 +186,6 @@ class _Hierarchy:
             return False
         return True
 
-    def _is_plain_file(self, name: str) -> bool:
-        try:
-            os.close(self._files.open(name).descriptor)
-        except (CodecError, OSError):
-            return False
-        return True
-
     def _document(self, folder: str, name: str) -> Any:
         """A JSON document, None where there is none. Raises CodecError."""
         name = _joined(folder, name)
@@ -206,6 +200,31 @@ class _Hierarchy:
             return json.loads(content)
         except (ValueError, RecursionError):
             raise CodecError(f"{name} is not JSON") from None
+
+
+def _no_zarr(files: Folder) -> str:
+    """What to say of a folder or zip without a Zarr node at its top."""
+    names = files.names("")
+    if not names:
+        return "an empty folder"
+    if all(name.endswith(".npy") for name in names):
+        return "neither Zarr nor HDF5 but an .npz of NumPy; bake it with parbake.from_function"
+    if _holds(files, f"{names[0]}/data.pkl"):
+        return "neither Zarr nor HDF5 but written by torch.save; 'parbake convert' makes a store of it"
+    said = "holds neither zarr.json nor .zgroup nor .zarray, so it is no Zarr"
+    inner = [name for name in names[:NAMES_MAX] if any(_holds(files, f"{name}/{one}") for one in _NODES)]
+    if inner:
+        return f"{said}; {inner[0]} in it is one: open {files.path / inner[0]}"
+    more = f", {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"{said}; there are {', '.join(names[:3])}{more}"
+
+
+def _holds(files: Folder, name: str) -> bool:
+    try:
+        os.close(files.open(name).descriptor)
+    except (CodecError, OSError):
+        return False
+    return True
 
 
 def _tried(fetch: ZarrFetch, array: ZarrArray) -> ZarrArray:

@@ -306,6 +306,7 @@ def _described(
         description=description,
         coordinates=(*coordinates, *inherited),
         unfit=None,
+        packed=isinstance(attributes, dict) and not {"scale_factor", "add_offset"}.isdisjoint(attributes),
     )
 
 
