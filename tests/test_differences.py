@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import json
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import bakery
 import numpy as np
 import pytest
 from bakery import Loaf
@@ -31,9 +32,12 @@ from parbake.store.store import Store
 
 
 @pytest.fixture(autouse=True)
-def without_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_source(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """To capture the source of the producers here takes longer than all else."""
+    bakery._keys.cache_clear()  # which hold the source
     monkeypatch.setattr(keys, "is_foreign", lambda producer: False)
+    yield
+    bakery._keys.cache_clear()
 
 
 def computed(values: Mapping[str, NDArray[Any]]) -> Samples:

@@ -278,17 +278,17 @@ def is_ours(files: Files) -> bool:
 
     Our attributes alone are no proof: xarray copies them.
     """
+    marked = _has(files, f"{MANIFEST}/{ROOT}")
     try:
         content = read_file(files, ROOT, _JSON_NBYTES_MAX)
-    except (FileNotFoundError, CodecError):
-        return _has(files, f"{MANIFEST}/{ROOT}")
+        root = json.loads(content)
+    except (FileNotFoundError, CodecError, ValueError, RecursionError):
+        return marked
     if b"parbake_" not in content:
         return False
-    if _has(files, f"{MANIFEST}/{ROOT}"):
-        return True
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-        return MANIFEST in json.loads(content)["consolidated_metadata"]["metadata"]
-    return False
+    with contextlib.suppress(TypeError, KeyError):
+        marked = marked or MANIFEST in root["consolidated_metadata"]["metadata"]
+    return marked
 
 
 def _has(files: Files, name: str) -> bool:
