@@ -93,29 +93,31 @@ def _verify_foreign(store: Store) -> VerifyReport:
     """Read every chunk: checksums are compared, and what must be decoded is."""
     reader = Reader(store.contents.maps, replace(store.reader.access, checksums="always"), 0)
     damaged: list[Damage] = []
-
-    def check(name: str, start: int, stop: int, step: int) -> None:
-        field = store.fields[name]
-        for first in range(start, stop, step):
-            last = min(first + step, stop)
-            out = np.empty((last - first, *field.shape), store[name].dtype)
-            try:
-                reader.read_field(name, np.arange(first, last), out)
-            except DamagedStoreError as error:
-                if step > field.layout.chunk_samples:
-                    check(name, first, last, field.layout.chunk_samples)
-                else:
-                    # without the path, and the field and samples that are told anyhow
-                    found = str(error).split(": ", 1)[-1].removesuffix(f"; {reader.access.remedy}")
-                    found = found.removeprefix(f"field {name!r}, ")
-                    damaged.append(Damage(store.path.name, name, first, last, found))
-
     for name, field in store.fields.items():
         chunks = max(1, _BLOCK_NBYTES // field.layout.chunk_nbytes)
-        check(name, 0, store.stored_samples, chunks * field.layout.chunk_samples)
+        damaged += _read_faults(store, reader, name, range(store.stored_samples), chunks)
     unchecked = tuple(name for name, field in store.contents.maps.items() if not _has_checksums(field))
     checked = sum(store.nbytes_stored(name) for name in store.fields if name not in unchecked)
     return VerifyReport(tuple(damaged), checked, unchecked)
+
+
+def _read_faults(store: Store, reader: Reader, name: str, samples: range, chunks: int) -> Iterator[Damage]:
+    """What cannot be read, ``chunks`` at once, and where one of them fails, each alone."""
+    field = store.fields[name]
+    step = chunks * field.layout.chunk_samples
+    for first in samples[::step]:
+        last = min(first + step, samples.stop)
+        out = np.empty((last - first, *field.shape), store[name].dtype)
+        try:
+            reader.read_field(name, np.arange(first, last), out)
+        except DamagedStoreError as error:
+            if chunks > 1:
+                yield from _read_faults(store, reader, name, range(first, last), 1)
+            else:
+                # without the path, and the field and samples that are told anyhow
+                found = str(error).split(": ", 1)[-1].removesuffix(f"; {reader.access.remedy}")
+                found = found.removeprefix(f"field {name!r}, ")
+                yield Damage(store.path.name, name, first, last, found)
 
 
 def _has_checksums(field: AnyMap) -> bool:
