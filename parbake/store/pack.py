@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def pack(
     manifests = {name: store.manifest(name) for name in store.fields}
     container = container_of(target)
     if container == "HDF5":
-        document = store.contents.document
-        write_hdf5(target, root, document, store.coords, manifests, store.shard, progress)
+        document, shard = store.contents.document, partial(_shard, store)
+        write_hdf5(target, root, document, store.coords, manifests, shard, progress, source=store.path)
     elif container == "zip":
         write_zip(target, _members(store, root, manifests, progress))
     else:
