@@ -181,7 +181,7 @@ def run_job(job: Job, reporter: Reporter) -> None:
         staging.record(plan.slab).unlink(missing_ok=True)
     for notice in job.notices:
         reporter.notice(notice)
-    reporter.begin(sum(plan.missing for plan in todo))
+    reporter.begin(sum(plan.work for plan in todo))
     try:
         try:
             if job.request.options.executor is None:
@@ -234,7 +234,7 @@ def _bake_elsewhere(job: Job, todo: Sequence[SlabPlan], executor: Executor, repo
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 plan = running.pop(future)
                 nbytes_written += future.result()
-                reporter.produced(plan.missing, nbytes_written)
+                reporter.produced(plan.work, nbytes_written)
     except BrokenExecutor as error:
         executor.shutdown()  # of no more use; its last workers are gone then
         raise ProducerError(

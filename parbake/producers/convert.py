@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from parbake.store import publish
 from parbake.store.containers import seal_of
 from parbake.store.differences import compare_stores
 from parbake.store.keys import Producer, producer_keys
-from parbake.store.layout import Field
+from parbake.store.layout import Coord, Field, plain_name
 from parbake.store.pack import pack
 from parbake.store.publish import Staging
 from parbake.store.store import Store, open_store
@@ -87,7 +86,9 @@ def _move(store: Store, target: Path, progress: Report | Literal[False] | None) 
         staging.folder.mkdir(parents=True)
         try:
             reporter.begin(store.stored_samples)
-            pack(store, staging.made(target), _Moved(store, reporter))
+            moved = _Moved(store, reporter)
+            pack(store, staging.made(target), moved)
+            moved.all_moved()
             publish.swap_in(staging, target, store.contents.version)
         except BaseException:
             staging.remove()
@@ -110,6 +111,10 @@ class _Moved:
         samples = self._samples_total * self._nbytes // self._nbytes_total
         self._reporter.produced(samples - self._samples, self._nbytes)
         self._samples = samples
+
+    def all_moved(self) -> None:
+        """What is left of the samples: containers differ in what they add to chunks."""
+        self._reporter.produced(self._samples_total - self._samples, self._nbytes)
 
 
 def _recode(
@@ -246,7 +251,7 @@ class _Foreign:
 
     def __init__(self, store: Store, fields: tuple[str, ...]) -> None:
         self._store = store
-        self._names = {_plain_name(name): name for name in fields}
+        self._names = {plain_name(name): name for name in fields}
         if len(self._names) < len(fields):
             raise RecipeError(
                 f"{store.path}: fields {', '.join(fields)} have names that differ in their groups alone; "
@@ -269,22 +274,26 @@ class _Foreign:
         return {name: read[self._names[name]] for name in fields}
 
 
-def _plain_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_\-]", "_", name)
-
-
 def _schema(store: Store, names: Sequence[str]) -> dict[str, Field]:
     return {name: _field(store, name) for name in names}
 
 
 def _field(store: Store, name: str) -> Field:
-    """What a schema says of a stored field."""
+    """What a schema says of a stored field, under names that a store may have."""
     stored = store.fields[name]
-    coords = {n: coord for n, coord in store.coords.items() if (coord.dim or n) in stored.dims}
+    coords = {
+        plain_name(n): Coord(
+            coord.labels if coord.labels is not None else coord.values,
+            coord.units,
+            dim=None if coord.dim is None else plain_name(coord.dim),
+        )
+        for n, coord in store.coords.items()
+        if (coord.dim or n) in stored.dims
+    }
     return Field(
         stored.shape,
         stored.dtype,
-        stored.dims,
+        tuple(map(plain_name, stored.dims)),
         units=stored.units,
         description=stored.description,
         coords=coords,

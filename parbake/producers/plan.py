@@ -66,6 +66,12 @@ class SlabPlan:
         """Samples of which at least one field is produced."""
         return self.stop - min((s.kept_until for s in self.sources.values()), default=self.stop)
 
+    @property
+    def work(self) -> int:
+        """Samples by which progress counts this slab: the missing ones, or where none is, those encoded again."""
+        encoded_again = not all(source.linked for source in self.sources.values())
+        return self.missing or (self.stop - self.start if encoded_again else 0)
+
 
 @dataclass(frozen=True)
 class Step:

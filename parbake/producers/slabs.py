@@ -80,6 +80,8 @@ def bake_slab(
                 assert job.old is not None
                 _append(writer, job.old.read(range(step.start, step.stop), step.kept))
             if not step.produced:
+                if produced is not None and not plan.missing:
+                    produced(step.stop - step.start)
                 continue
             spooled = spool.read(step)
             if spooled is not None:

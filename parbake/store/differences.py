@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from parbake.store.document import StoredField
 from parbake.store.keys import ABSENT, JSON, Change, Keys, compare
-from parbake.store.layout import Coord
+from parbake.store.layout import Coord, plain_name
 from parbake.store.samples import Samples
 
 THERE = "(there)"
@@ -89,12 +89,15 @@ def compare_stores(
 
     Raises what reading a store raises.
     """
-    common = [name for name in first.fields if name in second.fields]
     coords = _both_coords(first, second)
     form = [*_field_changes(first.fields, second.fields), *_coord_changes(coords)]
     if first.samples != second.samples:
         form.insert(0, Change(None, "samples", first.samples, second.samples))
-    comparable = [name for name in common if _kind(first.fields[name]) == _kind(second.fields[name])]
+    comparable = {
+        name: other
+        for name, other in _pairs(first.fields, second.fields)
+        if name is not None and other is not None and _kind(first.fields[name]) == _kind(second.fields[other])
+    }
     keys = _keys(first), _keys(second)
     return Differences(
         tuple(_key_changes(*keys, coords is not None)),
@@ -102,6 +105,19 @@ def compare_stores(
         tuple(_sample_differences(first, second, comparable, progress)),
         tuple(number for number, known in enumerate(keys) if known is None),
     )
+
+
+def _pairs(first: Iterable[str], second: Iterable[str]) -> list[tuple[str | None, str | None]]:
+    """Names of both that mean the same, then those of one alone.
+
+    What others call ``run/x`` is ``run_x`` in the store that is made of it.
+    """
+    others = {plain_name(name): name for name in second} | {name: name for name in second}
+    found: list[tuple[str | None, str | None]] = [
+        (name, others.get(name, others.get(plain_name(name)))) for name in first
+    ]
+    paired = {other for _, other in found}
+    return found + [(None, name) for name in second if name not in paired]
 
 
 # ---- keys
@@ -134,17 +150,18 @@ def _said(field: StoredField) -> dict[str, JSON]:
     return {
         "shape": list(field.shape),
         "dtype": field.dtype.name,
-        "dims": list(field.dims),
+        "dims": [*map(plain_name, field.dims)],
         "units": field.units,
     }
 
 
 def _field_changes(first: Mapping[str, StoredField], second: Mapping[str, StoredField]) -> Iterator[Change]:
-    for name in (*first, *(name for name in second if name not in first)):
-        if name not in first or name not in second:
-            yield Change(name, "field", *(THERE if name in fields else ABSENT for fields in (first, second)))
+    for name, other in _pairs(first, second):
+        if name is None or other is None:
+            sides = (ABSENT if side is None else THERE for side in (name, other))
+            yield Change(name or other, "field", *sides)
             continue
-        yield from _changes(name, _said(first[name]), _said(second[name]))
+        yield from _changes(name, _said(first[name]), _said(second[other]))
 
 
 def _both_coords(first: Samples, second: Samples) -> tuple[Mapping[str, Coord], Mapping[str, Coord]] | None:
@@ -155,19 +172,19 @@ def _both_coords(first: Samples, second: Samples) -> tuple[Mapping[str, Coord], 
 
 def _coord_changes(coords: tuple[Mapping[str, Coord], Mapping[str, Coord]] | None) -> Iterator[Change]:
     first, second = coords or ({}, {})
-    for name in (*first, *(name for name in second if name not in first)):
-        if name not in first or name not in second:
-            sides = (THERE if name in fields else ABSENT for fields in (first, second))
-            yield Change(None, f"coords.{name}", *sides)
+    for name, other in _pairs(first, second):
+        if name is None or other is None:
+            sides = (ABSENT if side is None else THERE for side in (name, other))
+            yield Change(None, f"coords.{name or other}", *sides)
         else:
-            yield from _one_coord(name, first[name], second[name])
+            yield from _one_coord(name, first[name], second[other])
 
 
 def _one_coord(name: str, first: Coord, second: Coord) -> Iterator[Change]:
     one, other = (
         {
             "units": coord.units,
-            "dim": coord.dim,
+            "dim": None if coord.dim is None else plain_name(coord.dim),
             "labels": None if coord.labels is None else list(coord.labels),
             "dtype": coord.values.dtype.name,
             "length": len(coord.values),
@@ -213,26 +230,25 @@ class _Tally:
 
 
 def _sample_differences(
-    first: Samples, second: Samples, names: Sequence[str], progress: Callable[[int], None] | None
+    first: Samples, second: Samples, names: Mapping[str, str], progress: Callable[[int], None] | None
 ) -> Iterator[SampleDifferences]:
     if not names:
         return
     samples = min(first.samples, second.samples)
-    step = min(_block_samples([store.fields[name] for store in (first, second) for name in names]), samples)
-    buffers = [
-        {name: np.empty((step, *s[name].shape[1:]), s[name].dtype) for name in names} for s in (first, second)
-    ]
+    sides = (first, tuple(names)), (second, tuple(names.values()))
+    step = min(_block_samples([store.fields[name] for store, own in sides for name in own]), samples)
+    buffers = [{n: np.empty((step, *s[n].shape[1:]), s[n].dtype) for n in own} for s, own in sides]
     tallies = {name: _Tally(0, [], None) for name in names}
     for start in range(0, samples, step):
         stop = min(start + step, samples)
         one, other = (
             store.read(
-                range(start, stop), names, {name: array[: stop - start] for name, array in buffer.items()}
+                range(start, stop), own, {name: array[: stop - start] for name, array in buffer.items()}
             )
-            for store, buffer in zip((first, second), buffers, strict=True)
+            for (store, own), buffer in zip(sides, buffers, strict=True)
         )
         for name, tally in tallies.items():
-            tally.add(start, one[name], other[name])
+            tally.add(start, one[name], other[names[name]])
         if progress is not None:
             progress(stop)
     for name, tally in tallies.items():

@@ -286,14 +286,17 @@ def _shard(
     source = PreadFile(files.open(""))
     found = _part(index(field), layout, number)
     found.check_within(source.nbytes)
-    payloads = [
-        None if offset == MISSING else source.get(offset, offset + nbytes)
-        for offset, nbytes in zip(found.offset.tolist(), found.nbytes.tolist(), strict=True)
-    ]
+    places = list(zip(found.offset.tolist(), found.nbytes.tolist(), strict=True))
+    sizes = [None if offset == MISSING else nbytes for offset, nbytes in places]
+
+    def payload(entry: int) -> NDArray[np.uint8]:
+        offset, nbytes = places[entry]
+        return source.get(offset, offset + nbytes)
+
     count = min(layout.shard_samples, document.samples - number * layout.shard_samples)
     header = document.identity(field).header(number, count)
     assert found.crc32c is not None
-    return _Assembled(pack_shard(header, payloads, found.crc32c))
+    return _Assembled(pack_shard(header, sizes, payload, found.crc32c))
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,14 @@ def write_hdf5(
     manifests: Mapping[str, Manifest],
     shard: Callable[[str, int], ByteSource],
     progress: Callable[[int], None],
+    *,
+    source: Path | None = None,
 ) -> None:
     """Write a sealed store as one HDF5 file, which takes its name, synced, once it is whole.
 
     ``root``: the sealed root document. ``shard(field, number)``: the bytes of a shard as they lie in a
     directory; each chunk is checked on its way. ``progress``: called with the bytes that were written.
+    ``source``: the store that is told to be damaged where a shard is.
 
     Raises DamagedStoreError, FilterInTheWayError, OSError; nothing is left behind then.
     """
@@ -67,7 +70,12 @@ def write_hdf5(
                 _new_file(blocks) as file,
             ):
                 _Writer(file, blocks, root["consolidated_metadata"]["metadata"]).write(
-                    root, document, coords, manifests, _checked_chunks(target, document, shard), progress
+                    root,
+                    document,
+                    coords,
+                    manifests,
+                    _checked_chunks(source or target, document, shard),
+                    progress,
                 )
             os.fsync(raw.fileno())
         temporary.rename(target)
@@ -307,7 +315,7 @@ class _Chunk:
 
 
 def _checked_chunks(
-    target: Path, document: StoreDocument, shard: Callable[[str, int], ByteSource]
+    source: Path, document: StoreDocument, shard: Callable[[str, int], ByteSource]
 ) -> Callable[[str], Iterator[_Chunk]]:
     """The chunks of a field in order, out of its shards. Raises DamagedStoreError."""
 
@@ -318,8 +326,7 @@ def _checked_chunks(
                 yield from _chunks_of(document, field, number, shard(field, number))
             except CodecError as error:
                 raise DamagedStoreError(
-                    f"{target}: field {field!r}, shard {number} of its source: {error}; "
-                    "run 'parbake verify' on that"
+                    f"{source}: field {field!r}, shard {number}: {error}; run 'parbake verify {source}'"
                 ) from None
 
     return of

@@ -72,6 +72,11 @@ class Coord:
         return said[0] == said[1]
 
 
+def plain_name(name: str) -> str:
+    """What a store calls what others call ``name``: groups and odd letters become underscores."""
+    return re.sub(r"[^A-Za-z0-9_\-]", "_", name)
+
+
 @dataclass(frozen=True, eq=False)
 class Field:
     """One named array of a store, without its sample axis (axis 0).

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ def pack(
     manifests = {name: store.manifest(name) for name in store.fields}
     container = container_of(target)
     if container == "HDF5":
-        document = store.contents.document
+        document, shard = store.contents.document, partial(_shard, store)
         try:
-            write_hdf5(target, root, document, store.coords, manifests, store.shard, progress)
+            write_hdf5(target, root, document, store.coords, manifests, shard, progress, source=store.path)
         except FilterInTheWayError:
             _pack_elsewhere(store.path, target, root)
             progress(sum(map(store.nbytes_stored, store.fields)))

@@ -12,7 +12,7 @@ is a constant, whatever the data.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,26 +110,31 @@ def _header_fault(header: bytes, identity: ShardIdentity, shard: int, samples: i
 
 
 def pack_shard(
-    header: bytes, payloads: Sequence[NDArray[np.uint8] | None], crcs: NDArray[np.uint32]
+    header: bytes,
+    sizes: Sequence[int | None],
+    payload: Callable[[int], NDArray[np.uint8]],
+    crcs: NDArray[np.uint32],
 ) -> NDArray[np.uint8]:
     """A whole shard as it lies in a directory, out of payloads whose last four bytes are not their CRC.
 
-    ``crcs``: the CRC-32C of each body, which takes that place. None: the chunk is missing.
+    ``sizes``: of the payloads in bytes; None: the chunk is missing. ``payload(entry)``: asked for one after
+    the other, so that only the shard itself is held. ``crcs``: the CRC-32C of each body, which takes the
+    place of those four bytes.
     """
-    index = ChunkIndex.empty(len(payloads))
+    index = ChunkIndex.empty(len(sizes))
     end = HEADER_NBYTES
-    for entry, payload in enumerate(payloads):
-        if payload is not None:
+    for entry, nbytes in enumerate(sizes):
+        if nbytes is not None:
             index.offset[entry] = end + -end % ALIGNMENT
-            index.nbytes[entry] = payload.nbytes
-            end = int(index.offset[entry]) + payload.nbytes
+            index.nbytes[entry] = nbytes
+            end = int(index.offset[entry]) + nbytes
     tail = pack_index(index)
     shard = np.zeros(end + len(tail), np.uint8)
     shard[:HEADER_NBYTES] = np.frombuffer(header, np.uint8)
-    for payload, crc, start in zip(payloads, crcs, index.offset.tolist(), strict=True):
-        if payload is not None:
-            stop = start + payload.nbytes
-            shard[start : stop - CRC_NBYTES] = payload[:-CRC_NBYTES]
+    for entry, (nbytes, crc, start) in enumerate(zip(sizes, crcs, index.offset.tolist(), strict=True)):
+        if nbytes is not None:
+            stop = start + nbytes
+            shard[start : stop - CRC_NBYTES] = payload(entry)[:-CRC_NBYTES]
             shard[stop - CRC_NBYTES : stop] = np.frombuffer(int(crc).to_bytes(CRC_NBYTES, "little"), np.uint8)
     shard[end:] = np.frombuffer(tail, np.uint8)
     return shard

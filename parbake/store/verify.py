@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from parbake.store.store import Store
 
 _BLOCK_NBYTES = 4 * 1024**2
+_ASSEMBLED_MAX = 2  # shards that are put together in memory at a time, of 64 MiB each
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def verify(store: Store) -> VerifyReport:
     except DamagedStoreError as error:
         damaged.append(Damage("coordinates", None, 0, 0, str(error)))
     checked = 0
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(None if store.sealed.shard is None else _ASSEMBLED_MAX) as pool:
         for name in store.fields:
             layout = store.fields[name].layout
             samples = store.stored_samples
