@@ -26,6 +26,7 @@ from numcodecs.fletcher32 import Fletcher32
 
 from parbake.errors import DamagedStoreError, NotAStoreError, StoreNotFoundError
 from parbake.producers.bake import bake
+from parbake.producers.convert import convert
 from parbake.store import hdf5, hdf5_blocks, hdf5_write, zarr_dir
 from parbake.store import store as store_module
 from parbake.store.chunkmap import MISSING
@@ -33,7 +34,7 @@ from parbake.store.chunks import Access, Checksums
 from parbake.store.codecs import CodecError
 from parbake.store.hdf5_index import OpenFile, chunk_table, hdf5_file, is_hdf5
 from parbake.store.reader import CACHE_NBYTES, Reader
-from parbake.store.store import Store
+from parbake.store.store import Store, open_store
 
 LOAF = Loaf(samples=30)
 CODECS = ("raw", "lz4", "zstd")
@@ -614,3 +615,20 @@ def test_a_blosc_of_another_library_is_no_obstacle(baked: Path, tmp_path: Path, 
     )
     with opened(target) as store:
         assert store.verify()
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".zarr.zip", ".h5"])
+@pytest.mark.parametrize("codec", ["raw", "lz4"])
+def test_every_container_opens_as_a_dataset(baked: Path, tmp_path: Path, suffix: str, codec: str) -> None:
+    if (codec, suffix) == ("lz4", ".h5"):
+        pytest.importorskip("hdf5plugin")
+    target = baked / f"{codec}.zarr"
+    if suffix != ".zarr":
+        target = tmp_path / f"moved{suffix}"
+        convert(baked / f"{codec}.zarr", target, progress=False).close()
+    with open_store(target) as store:
+        dataset = store.first(7).to_xarray()
+        assert dict(dataset.sizes) == {"sample": 7, "time": 24, "channel": 2, "bin": 40, "end": 2}
+        assert {"time", "f0", "level"} <= set(dataset.coords)
+        np.testing.assert_array_equal(dataset["wave"].values, LOAF.values()["wave"][:7])
+        dataset.close()

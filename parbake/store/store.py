@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from parbake.store.containers import open_contents
 from parbake.store.contents import Contents, Sealed
 from parbake.store.document import Manifest, StoredField, StoreDocument
 from parbake.store.foreign.arrays import structure_digest
+from parbake.store.hdf5_index import is_hdf5
 from parbake.store.index import Index, Window, normalised_index
 from parbake.store.keys import (
     JSON,
@@ -327,11 +329,26 @@ class Store(Samples):
         return verify(self)
 
     def to_xarray(self) -> Any:
-        """The store as an ``xarray.Dataset``, lazily, with channels by name. Needs the extra ``[xarray]``."""
+        """The store as an ``xarray.Dataset``, lazily, with channels by name. Needs the extra ``[xarray]``.
+
+        Compressed HDF5 stores need the extra ``[hdf5]`` too. A foreign file is opened as it is.
+        """
         import xarray as xr
 
+        if is_hdf5(self.path):
+            with contextlib.suppress(ImportError):
+                import hdf5plugin  # noqa: F401  registers the filters
+            dataset = xr.open_dataset(self.path, engine="h5netcdf")
+        elif self.path.is_file():
+            from zarr.storage import ZipStore
+
+            dataset = xr.open_zarr(ZipStore(self.path, mode="r"), chunks=None)
+        else:
+            dataset = xr.open_zarr(self.path, chunks=None)
+        if self.is_foreign:
+            return dataset
         named = {name: list(c.labels) for name, c in self.coords.items() if c.labels is not None}
-        dataset = xr.open_zarr(self.path, chunks=None).isel(sample=slice(self.samples))
+        dataset = dataset.isel(sample=slice(self.samples))
         return dataset.assign_coords({name: (dataset[name].dims, labels) for name, labels in named.items()})
 
     # ---- housekeeping
