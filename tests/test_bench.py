@@ -362,7 +362,7 @@ def test_a_store_is_measured_by_every_loader(
     assert found.first_batch_s > 0
     assert forgotten == ([subject.files] if cold else [])
     [(store, options)] = opened
-    assert options == {"checksums": "first" if cold else "never"}
+    assert options == {"checksums": "first" if cold else "never", "sample_dim": None}
     with pytest.raises(ValueError, match="closed"):
         store.read([0])
     if setting.loader == "BatchLoader":
