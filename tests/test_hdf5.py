@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -592,3 +593,18 @@ def test_a_table_of_too_many_chunks_is_refused() -> None:
         dataset = file.create_dataset("x", (1 << 60, 2), "u1", chunks=(1, 2))
         with pytest.raises(CodecError, match="more than"):
             chunk_table(dataset)
+
+
+def test_filters_of_other_packages_are_not_asked(tmp_path: Path) -> None:
+    """netCDF4 brings plugins to every HDF5 library in its process; its filter for Blosc refuses to be set."""
+    pytest.importorskip("netCDF4")
+    script = """
+import sys, netCDF4, h5py, numpy, parbake
+before = [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())]
+waves = parbake.from_function(lambda i: {"x": numpy.full(99, i, "f4")}, 9, invalidation_keys={"v": 1})
+with parbake.bake(waves, sys.argv[1], progress=False) as store:
+    assert (store["x"][:].T == range(9)).all()
+assert [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())] == before
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "a.h5")]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stderr == ""

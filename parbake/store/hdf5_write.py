@@ -188,9 +188,9 @@ class _Writer:
                 properties.set_fletcher32()
         if layout.numpy_dtype.kind in "fc":
             properties.set_fill_value(np.array(np.nan, layout.numpy_dtype))
-        dataset = self._dataset(
-            name, layout.numpy_dtype, (document.samples, *layout.sample_shape), properties
-        )
+        shape = (document.samples, *layout.sample_shape)
+        with _no_plugins():
+            dataset = self._dataset(name, layout.numpy_dtype, shape, properties)
         _set_attributes(dataset, attributes_of(self._nodes[name]))
         return dataset
 
@@ -251,6 +251,27 @@ class _Writer:
         path = chunk_crc_name(layout.name)
         self._small(path, np.array(crcs, np.uint32))
         self._attach(path, [f"{MANIFEST}_{layout.name}_chunk"])
+
+
+@contextlib.contextmanager
+def _no_plugins() -> Iterator[None]:
+    """HDF5 without the filters of plugins: chunks come encoded, so none is needed.
+
+    A dataset cannot be made where a plugin dislikes the values of its filter, be it optional: that for Blosc
+    in netCDF4, which any process finds that imports netCDF4, dislikes all (1.7.5).
+    """
+    from h5py import h5pl
+    from h5py._objects import phil
+
+    with phil:
+        folders = [h5pl.get(i) for i in range(h5pl.size())]
+        try:
+            for _ in folders:
+                h5pl.remove(0)
+            yield
+        finally:
+            for folder in folders:
+                h5pl.append(folder)
 
 
 def _set_attributes(item: Any, attributes: Mapping[str, str | int | float]) -> None:
