@@ -636,7 +636,7 @@ def test_a_root_that_is_none(root: str, tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_no_zarr(tmp_path: Path) -> None:
-    with pytest.raises(NotAStoreError, match="an empty folder$"):
+    with pytest.raises(NotAStoreError, match=r"an empty folder$"):
         store_of(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(NotAStoreError, match=r"neither zarr.json nor .zgroup nor .zarray.*notes.txt"):
