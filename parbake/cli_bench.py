@@ -227,7 +227,7 @@ def _show(
     print_parts(table(header, rows, right=range(1, len(header)), gap=1 if cold else 2))
     setting = best.setting
     click.echo(f"best: {_named(setting)}, {human.rate(best.samples_per_s)}")
-    click.echo(setting.code(subject.path, subject.fields))
+    click.echo(setting.code(subject.path, subject.fields, subject.sample_dim))
 
 
 def _more(count: int) -> str:
@@ -251,6 +251,7 @@ def _print_json(
     from parbake.cli_output import print_json
     from parbake.loaders import machine
 
+    code = best.setting.code(subject.path, subject.fields, subject.sample_dim)
     print_json(
         path=subject.path,
         fields=subject.fields,
@@ -259,7 +260,7 @@ def _print_json(
         cores=machine.cores(),
         measured=[_described(one) for one in measured],
         skipped=[{**vars(setting), "reason": reason} for setting, reason in skipped.items()],
-        best={**vars(best.setting), "code": best.setting.code(subject.path, subject.fields)},
+        best={**vars(best.setting), "code": code},
     )
 
 

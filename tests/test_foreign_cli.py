@@ -9,9 +9,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 import zarr
 from click.testing import CliRunner, Result
 
+import parbake
 from parbake.cli import main
 
 
@@ -105,6 +107,7 @@ def test_verify_of_a_damaged_file_asks_for_another_and_not_for_a_recipe(measured
         assert "RECIPE" not in result.stderr
 
 
+@pytest.mark.filterwarnings("ignore:.*left out")
 def test_the_smaller_half_of_a_file_is_reached_by_an_array_of_it(measured: Path) -> None:
     result = run("inspect", measured)
     assert "sample 50" in result.stdout
@@ -114,6 +117,9 @@ def test_the_smaller_half_of_a_file_is_reached_by_an_array_of_it(measured: Path)
         assert result.exit_code == 0
         assert "test/y" in result.stdout
         assert "train" not in result.stdout
+    result = run("bench", measured, "--sample-dim", "test/x", "--seconds", "0.01", "--workers", "0")
+    best = result.stdout.splitlines()[-1].removeprefix("loader = ")
+    assert len(eval(best, {"parbake": parbake, "torch": torch}).dataset) == 20
     result = run("inspect", measured, "--sample-dim", "nothing")
     assert result.exit_code == 2
     assert "it holds " in result.stderr

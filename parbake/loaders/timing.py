@@ -71,10 +71,15 @@ class Setting:
             dataset, batch_size=size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
         )
 
-    def code(self, path: Path | str, fields: Sequence[str] | None = None) -> str:
+    def code(
+        self, path: Path | str, fields: Sequence[str] | None = None, sample_dim: str | None = None
+    ) -> str:
         """A line of Python that makes the loader, where parbake and torch are imported."""
         chosen = f", fields=[{', '.join(map(_quoted, fields))}]" if fields is not None else ""
-        dataset = f"parbake.StoreDataset({_quoted(str(path))}{chosen})"
+        store = _quoted(str(path))
+        if sample_dim is not None:
+            store = f"parbake.open_store({store}, sample_dim={_quoted(sample_dim)})"
+        dataset = f"parbake.StoreDataset({store}{chosen})"
         common = f"batch_size={self.batch_size}, shuffle=True"
         if self.loader == "BatchLoader":
             return f"loader = parbake.BatchLoader({dataset}, {common}, threads={self.workers})"
