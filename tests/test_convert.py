@@ -21,7 +21,7 @@ import pytest
 import torch
 import xarray as xr
 import zarr
-from bakery import KillAt, Listed, Loaf, assert_holds, ended, leftovers, shard_bytes, start_child, tiny_slabs
+from bakery import KillAt, Listed, Loaf, assert_holds, ended, leftovers, start_child, tiny_slabs
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
@@ -110,7 +110,9 @@ def assert_nothing_at(target: Path) -> None:
 def damage(path: Path) -> None:
     """Flip a byte of the payload of a chunk of ``wave``, in whatever container."""
     with open_store(path) as store:
-        payload = store.reader.source("wave", 1) if store.contents.sealed.shard is None else store.shard("wave", 1)
+        payload = (
+            store.reader.source("wave", 1) if store.contents.sealed.shard is None else store.shard("wave", 1)
+        )
         index = payload.get(payload.nbytes - 68, payload.nbytes - 4).view("<u8")
         body = payload.get(int(index[0]), int(index[0] + index[1]) - 4).tobytes()
     file = path / "wave" / "c" / "1" / "0" / "0" if path.is_dir() else path
@@ -125,7 +127,9 @@ def damage(path: Path) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize(("there", "back"), PAIRS)
-def test_a_round_trip_gives_the_same_files(stores: Path, tmp_path: Path, codec: str, there: str, back: str) -> None:
+def test_a_round_trip_gives_the_same_files(
+    stores: Path, tmp_path: Path, codec: str, there: str, back: str
+) -> None:
     """Through two containers and back into a directory."""
     origin = stores / f"{codec}.zarr"
     quietly(stores / f"{codec}{there}", tmp_path / f"one{back}")
@@ -545,7 +549,8 @@ def test_a_damaged_file_of_others_is_refused(tmp_path: Path) -> None:
 def pt(folder: Path, samples: int = 20, **changed: NDArray[Any]) -> Path:
     values = {**Loaf(samples).values(), **changed}
     content = [
-        tuple(torch.from_numpy(np.array(values[name][i])) for name in values) for i in range(len(values["wave"]))
+        tuple(torch.from_numpy(np.array(values[name][i])) for name in values)
+        for i in range(len(values["wave"]))
     ]
     torch.save(content, folder / "cached.pt")
     return folder / "cached.pt"
@@ -622,7 +627,9 @@ def test_convert_says_what_it_made_in_one_line(stores: Path, tmp_path: Path) -> 
     (line,) = result.stdout.splitlines()
     assert line.startswith(f"{tmp_path / 'a.h5'}: 30 samples, ")
     assert line.endswith(f"from {stores / 'lz4.zarr'}")
-    said = json.loads(run("convert", tmp_path / "a.h5", tmp_path / "b.zarr", "--codec", "raw", "--json").stdout)
+    said = json.loads(
+        run("convert", tmp_path / "a.h5", tmp_path / "b.zarr", "--codec", "raw", "--json").stdout
+    )
     with open_store(tmp_path / "b.zarr") as store:
         assert said["digest"] == store.digest
         assert store.provenance["bakes"][-1]["command"].startswith("parbake convert ")
@@ -674,7 +681,10 @@ def test_keys_of_two_files_of_others_are_told_as_unknown(tmp_path: Path) -> None
 @pytest.mark.parametrize("verb", ["convert", "diff"])
 def test_help_tells_what_it_takes(verb: str) -> None:
     text = run(verb, "--help").stdout
-    for word in {"convert": ("SRC", "DST", ".zip", ".h5", "--codec", "--fields", "--keys"), "diff": ("A B", "1")}[verb]:
+    for word in {
+        "convert": ("SRC", "DST", ".zip", ".h5", "--codec", "--fields", "--keys"),
+        "diff": ("A B", "1"),
+    }[verb]:
         assert word in text
 
 

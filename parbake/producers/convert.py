@@ -19,6 +19,7 @@ from parbake.producers.legacy.cache import is_legacy, read_legacy
 from parbake.producers.recipe import recipe_of
 from parbake.producers.reporting import Report, Reporter
 from parbake.store import publish
+from parbake.store.containers import seal_of
 from parbake.store.differences import compare_stores
 from parbake.store.keys import Producer, producer_keys
 from parbake.store.layout import Coord, Field, plain_name
@@ -77,7 +78,7 @@ def _move(store: Store, target: Path, progress: Report | Literal[False] | None) 
     """The same encoded chunks in another container."""
     with baking(target, target, progress) as reporter:
         if target.exists():
-            if publish.seal_of(target) != store.contents.version:
+            if seal_of(target) != store.contents.version:
                 raise _something_there(target)
             return open_store(target)
         staging = Staging(publish.staging_root(target) / "convert")

@@ -69,9 +69,15 @@ def write_hdf5(
     try:
         with io.FileIO(temporary, "w+") as raw:
             blocks = BlockFile(raw.fileno())
+            chunks = _checked_chunks(source or target, document, shard)
             with _new_file(blocks) as file:
                 _Writer(file, blocks, root["consolidated_metadata"]["metadata"]).write(
-                    root, document, coords, manifests, _checked_chunks(source or target, document, shard), progress
+                    root,
+                    document,
+                    coords,
+                    manifests,
+                    _checked_chunks(source or target, document, shard),
+                    progress,
                 )
             os.fsync(raw.fileno())
         temporary.rename(target)
