@@ -68,7 +68,7 @@ class SlabPlan:
 
     @property
     def work(self) -> int:
-        """Samples by which progress counts this slab: the missing ones, or where none is, those encoded again."""
+        """Samples that progress counts: the missing ones, or where none is, those encoded again."""
         encoded_again = not all(source.linked for source in self.sources.values())
         return self.missing or (self.stop - self.start if encoded_again else 0)
 
