@@ -25,7 +25,7 @@ from parbake.errors import DamagedStoreError, NotAStoreError
 from parbake.producers.bake import bake
 from parbake.producers.function import FunctionProducer, from_function
 from parbake.store import layout as layouts
-from parbake.store import zarr_dir
+from parbake.store import zarr_dir, zarr_format
 from parbake.store.codecs import Chain, CodecError
 from parbake.store.keys import Producer, canonical
 from parbake.store.layout import Coord, Field
@@ -666,7 +666,7 @@ def resealed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     root = json.loads((path / "zarr.json").read_bytes())
     changed = change(root) or root
     with contextlib.suppress(Exception):  # what cannot be sealed is written as it is
-        changed["attributes"]["parbake_seal"] = zarr_dir._seal(changed)
+        changed["attributes"]["parbake_seal"] = zarr_format._seal(changed)
     with contextlib.suppress(Exception):
         for name, node in changed["consolidated_metadata"]["metadata"].items():
             (path / name).mkdir(parents=True, exist_ok=True)

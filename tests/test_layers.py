@@ -23,9 +23,11 @@ chunkmap keys index gather threads
 shard decoded opened zip_index
 zip_writer
 document hdf5_index hdf5_form hdf5_blocks
+zarr_format
 chunks contents
 reader
-zarr_dir zarr_zip samples
+zarr_zip samples
+zarr_dir
 hdf5 hdf5_write foreign
 containers
 writer publish verify differences

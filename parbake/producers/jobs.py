@@ -23,7 +23,7 @@ from parbake.errors import (
 )
 from parbake.producers.plan import Segment, SlabPlan, plan_slabs
 from parbake.producers.slabs import SlabJob
-from parbake.store import publish, zarr_dir
+from parbake.store import publish, zarr_dir, zarr_format
 from parbake.store.document import StoredField, shard_identity
 from parbake.store.durable import write_durably
 from parbake.store.keys import JSON, Keys, Producer, canonical, compare, digest, without_source
@@ -120,7 +120,7 @@ def source_accepted(request: Request, old: Store) -> tuple[Request, Store]:
         **old.provenance,
         "accepted_source": [*known, *([accepted] if accepted not in known else [])],
     }
-    root = zarr_dir.resealed(old.sealed.root, provenance)
+    root = zarr_format.resealed(old.sealed.root, provenance)
     if old.path.is_dir():
         zarr_dir.write_root(old.path, root)
     else:
@@ -128,7 +128,7 @@ def source_accepted(request: Request, old: Store) -> tuple[Request, Store]:
         staging.folder.mkdir(parents=True, exist_ok=True)
         try:
             pack(old, staging.made(old.path), root=root)
-            publish.swap_in(staging, old.path, root["attributes"][zarr_dir.SEAL])
+            publish.swap_in(staging, old.path, root["attributes"][zarr_format.SEAL])
         except BaseException:
             staging.remove()
             raise

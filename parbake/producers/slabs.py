@@ -33,7 +33,7 @@ from parbake.store.publish import Staging
 from parbake.store.shard import HEADER_NBYTES, ShardIdentity
 from parbake.store.store import Store
 from parbake.store.writer import Pipeline, ShardFile, SlabBuffer, SlabWriter
-from parbake.store.zarr_dir import shard_file
+from parbake.store.zarr_format import shard_file
 
 SPOOL_AFTER_S = 20.0  # a kill loses at most this and one batch
 _VERSIONED = ("torch", "scipy")  # beside what every bake uses

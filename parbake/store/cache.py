@@ -16,7 +16,7 @@ from parbake.errors import DamagedStoreError, NotAStoreError, StoreNotFoundError
 from parbake.store.containers import container_of, open_sealed
 from parbake.store.keys import Keys, digest
 from parbake.store.publish import Unfinished, staging_root, unfinished_bakes
-from parbake.store.zarr_dir import ROOT
+from parbake.store.zarr_format import ROOT
 
 DIGEST_DIGITS = 12
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # module:name

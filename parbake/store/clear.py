@@ -14,7 +14,7 @@ from parbake.errors import NotAStoreError, ParbakeError, StoreNotFoundError
 from parbake.store.cache import REMOVED, StoreSummary
 from parbake.store.containers import open_sealed
 from parbake.store.publish import baking_lock, finish_swap, staging_root, unfinished_bakes
-from parbake.store.zarr_dir import ROOT
+from parbake.store.zarr_format import ROOT
 
 
 class InUseError(ParbakeError):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import DamagedStoreError, NotAStoreError
-from parbake.store import zarr_dir
+from parbake.store import zarr_format
 from parbake.store.chunkmap import MISSING, ByteSource, ChunkIndex, FieldMap
 from parbake.store.codecs import CRC_NBYTES, CodecError, chain_of, check_crc
 from parbake.store.contents import Contents, Sealed
@@ -74,7 +74,7 @@ def _contents(files: OpenFile) -> Contents:
     try:
         with hdf5_file(files) as file:
             root = _document(file, files)
-            opened = zarr_dir.checked_metadata(files.path, root)
+            opened = zarr_format.checked_metadata(files.path, root)
             for field in opened.document.fields.values():
                 _check_field(file, field.layout, opened.document.samples)
             edited = any(fault == _EDITED for _, fault in _attribute_faults(file, root))
@@ -183,7 +183,7 @@ def _attribute_faults(file: Any, root: Mapping[str, Any]) -> list[tuple[str, str
             continue
         found.pop(CRC_ATTRIBUTE, None)
         differing = [name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)]
-        if any(zarr_dir.is_core_attribute(name) for name in differing):
+        if any(zarr_format.is_core_attribute(name) for name in differing):
             faults.append((path or "/", "differs from the sealed copy"))
         elif differing:
             faults.append((path or "/", _EDITED))
@@ -205,10 +205,10 @@ def _told(files: OpenFile, what: str) -> Iterator[None]:
 
 
 def _node_values(files: OpenFile, file: Any, path: str, node: Mapping[str, Any]) -> NDArray[Any]:
-    return _read_small(files, file, path, *zarr_dir.small_type(node))
+    return _read_small(files, file, path, *zarr_format.small_type(node))
 
 
-def _read_manifest(files: OpenFile, opened: zarr_dir.Opened, field: str) -> Manifest:
+def _read_manifest(files: OpenFile, opened: zarr_format.Opened, field: str) -> Manifest:
     """The manifest of one field. Raises DamagedStoreError."""
     nodes = _nodes(opened.root)
     names = [f"{MANIFEST}/{field}/{key}" for key in ("nbytes", "crc32c", "statistics")]
@@ -220,16 +220,16 @@ def _read_manifest(files: OpenFile, opened: zarr_dir.Opened, field: str) -> Mani
     return manifest
 
 
-def _read_coords(files: OpenFile, opened: zarr_dir.Opened) -> dict[str, Coord]:
+def _read_coords(files: OpenFile, opened: zarr_format.Opened) -> dict[str, Coord]:
     """Raises DamagedStoreError."""
     with _told(files, "coordinates"), hdf5_file(files) as file:
-        return zarr_dir.coords_of(opened, partial(_node_values, files, file))
+        return zarr_format.coords_of(opened, partial(_node_values, files, file))
 
 
 # ---- chunks
 
 
-def _scan_field(files: OpenFile, opened: zarr_dir.Opened, field: str) -> ChunkIndex:
+def _scan_field(files: OpenFile, opened: zarr_format.Opened, field: str) -> ChunkIndex:
     """All chunks of a field with the CRCs of their bodies, out of the file's own index. Raises CodecError."""
     layout, samples = opened.document.fields[field].layout, opened.document.samples
     chunks = -(-samples // layout.chunk_samples)
@@ -257,7 +257,7 @@ def _part(index: ChunkIndex, layout: FieldLayout, shard: int) -> ChunkIndex:
 
 
 def _chunk_map(
-    files: OpenFile, opened: zarr_dir.Opened, index: Callable[[str], ChunkIndex], field: str
+    files: OpenFile, opened: zarr_format.Opened, index: Callable[[str], ChunkIndex], field: str
 ) -> FieldMap:
     """The chunk map of a field; its chunks are looked up on first touch."""
     layout = opened.document.fields[field].layout
@@ -278,7 +278,7 @@ def _chunk_map(
 
 
 def _shard(
-    files: OpenFile, opened: zarr_dir.Opened, index: Callable[[str], ChunkIndex], field: str, number: int
+    files: OpenFile, opened: zarr_format.Opened, index: Callable[[str], ChunkIndex], field: str, number: int
 ) -> ByteSource:
     """The bytes of a shard as they lie in a directory. Raises CodecError."""
     document = opened.document
@@ -317,7 +317,7 @@ class _Assembled:
 
 
 def _faults(
-    files: OpenFile, opened: zarr_dir.Opened, index: Callable[[str], ChunkIndex]
+    files: OpenFile, opened: zarr_format.Opened, index: Callable[[str], ChunkIndex]
 ) -> list[tuple[str, str]]:
     """The (object, fault) of what others would read that differs from what was written."""
     faults: list[tuple[str, str]] = []

@@ -24,7 +24,8 @@ from parbake.store.document import Manifest
 from parbake.store.durable import durable, write_durably
 from parbake.store.hdf5_write import FilterInTheWayError, write_hdf5
 from parbake.store.store import Store, open_store
-from parbake.store.zarr_dir import SEAL, metadata_files, shard_file
+from parbake.store.zarr_dir import metadata_files
+from parbake.store.zarr_format import SEAL, shard_file
 from parbake.store.zip_writer import write_zip
 
 _COPY_NBYTES = 8 * 1024**2

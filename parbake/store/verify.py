@@ -17,7 +17,7 @@ from parbake.store.codecs import CRC_NBYTES, CodecError, check_crc
 from parbake.store.document import Manifest
 from parbake.store.reader import Reader
 from parbake.store.shard import HEADER_NBYTES, scan_shard
-from parbake.store.zarr_dir import shard_file
+from parbake.store.zarr_format import shard_file
 
 if TYPE_CHECKING:
     from parbake.store.store import Store

@@ -31,7 +31,7 @@ from parbake.store.document import StoredField
 from parbake.store.durable import sync_folder, temporary_name
 from parbake.store.layout import FieldLayout
 from parbake.store.shard import ALIGNMENT, ShardIdentity, pack_index
-from parbake.store.zarr_dir import shard_file
+from parbake.store.zarr_format import shard_file
 
 _GROUP_NBYTES = 1024**2  # chunks encoded in one task: a task costs as much as a small chunk
 _IN_FLIGHT_NBYTES = 16 * 1024**2  # encoded, not yet written
