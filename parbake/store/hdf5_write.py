@@ -176,6 +176,12 @@ class _Writer:
 
     def _field(self, document: StoreDocument, name: str) -> Any:
         """The dataset of a field, without its chunks."""
+        with _no_plugins():
+            dataset = self._bare_field(document, name)
+        _set_attributes(dataset, attributes_of(self._nodes[name]))
+        return dataset
+
+    def _bare_field(self, document: StoreDocument, name: str) -> Any:
         from h5py import h5p, h5z
 
         layout = document.fields[name].layout
@@ -189,10 +195,7 @@ class _Writer:
         if layout.numpy_dtype.kind in "fc":
             properties.set_fill_value(np.array(np.nan, layout.numpy_dtype))
         shape = (document.samples, *layout.sample_shape)
-        with _no_plugins():
-            dataset = self._dataset(name, layout.numpy_dtype, shape, properties)
-        _set_attributes(dataset, attributes_of(self._nodes[name]))
-        return dataset
+        return self._dataset(name, layout.numpy_dtype, shape, properties)
 
     def _small(self, path: str, values: NDArray[Any]) -> Any:
         """A contiguous dataset with the CRC of its bytes."""
