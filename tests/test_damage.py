@@ -669,6 +669,8 @@ def resealed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         changed["attributes"]["parbake_seal"] = zarr_format._seal(changed)
     with contextlib.suppress(Exception):
         for name, node in changed["consolidated_metadata"]["metadata"].items():
+            if not (path / name).resolve().is_relative_to(path):
+                continue
             (path / name).mkdir(parents=True, exist_ok=True)
             (path / name / "zarr.json").write_text(json.dumps(node))
     (path / "zarr.json").write_text(json.dumps(changed))

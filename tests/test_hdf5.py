@@ -632,3 +632,19 @@ def test_every_container_opens_as_a_dataset(baked: Path, tmp_path: Path, suffix:
         assert {"time", "f0", "level"} <= set(dataset.coords)
         np.testing.assert_array_equal(dataset["wave"].values, LOAF.values()["wave"][:7])
         dataset.close()
+
+
+def test_filters_of_other_packages_are_not_asked(tmp_path: Path) -> None:
+    """netCDF4 brings plugins to every HDF5 library in its process; its filter for Blosc refuses to be set."""
+    pytest.importorskip("netCDF4")
+    script = """
+import sys, netCDF4, h5py, numpy, parbake
+before = [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())]
+waves = parbake.from_function(lambda i: {"x": numpy.full(99, i, "f4")}, 9, invalidation_keys={"v": 1})
+for name in "ab":
+    with parbake.bake(waves, f"{sys.argv[1]}/{name}.h5", progress=False) as store:
+        assert (store["x"][:].T == range(9)).all()
+assert [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())] == before
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stderr == ""
