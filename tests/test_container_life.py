@@ -251,7 +251,7 @@ def chunk_bodies(store: Path, field: str, shard: int) -> list[bytes]:
 
 
 class Patient:
-    """A raw store in some container; ``places[shard][chunk]``: where the bodies of ``wave`` lie, each once."""
+    """A raw store in some container; ``places[shard][chunk]``: where the bodies of ``wave`` lie."""
 
     def __init__(self, target: Path) -> None:
         reference = target.with_name("reference.zarr")
@@ -333,7 +333,6 @@ def test_damage_is_found_and_repaired_in_every_container(name: str, target: Path
     patient = Patient(target)
     before = shards(target)
     shards_of_wave[:] = [before["wave", 0], before["wave", 1]]
-    content = target.read_bytes() if target.is_file() else None
     spoil(patient)
     with open_store(target) as store:
         report = store.verify()
@@ -362,7 +361,6 @@ def test_damage_is_found_and_repaired_in_every_container(name: str, target: Path
     assert max(stop for _, stop, _ in calls(log)) <= 16
     assert shards(target) == before
     assert leftovers(target) == []
-    assert content is None or len(target.read_bytes()) > len(content) * 0.9
 
 
 # ---- killed, full, two at once
@@ -432,7 +430,7 @@ def test_a_full_disk_while_packing_keeps_what_was_baked(
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        if f"packed{target.suffix}" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        if f"packed{target.suffix}" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 

@@ -1,4 +1,4 @@
-"""``convert`` and ``diff``: any container and codec into any other, files of others, legacy caches; faults."""
+"""``convert`` and ``diff``: any container and codec into any other, files of others, legacy caches."""
 
 from __future__ import annotations
 
@@ -398,7 +398,7 @@ def test_a_full_disk_leaves_nothing_under_the_name(
         text = refused(lambda: quietly(stores / source, target, **options), NoSpaceError)
         assert str(target) in text
     assert not target.exists()
-    assert not [file for file in tmp_path.rglob(".*.tmp")]
+    assert not list(tmp_path.rglob(".*.tmp"))
     if not options:
         assert_nothing_at(target)
     quietly(stores / source, target, **options)
@@ -410,7 +410,7 @@ def full_disk(patch: pytest.MonkeyPatch) -> None:
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        if os.fstat(descriptor).st_size > 2000 and "b" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        if os.fstat(descriptor).st_size > 2000:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 

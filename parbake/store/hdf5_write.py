@@ -76,7 +76,7 @@ def write_hdf5(
                     document,
                     coords,
                     manifests,
-                    _checked_chunks(source or target, document, shard),
+                    chunks,
                     progress,
                 )
             os.fsync(raw.fileno())
