@@ -333,7 +333,6 @@ def test_damage_is_found_and_repaired_in_every_container(name: str, target: Path
     patient = Patient(target)
     before = shards(target)
     shards_of_wave[:] = [before["wave", 0], before["wave", 1]]
-    content = target.read_bytes() if target.is_file() else None
     spoil(patient)
     with open_store(target) as store:
         report = store.verify()
@@ -362,7 +361,6 @@ def test_damage_is_found_and_repaired_in_every_container(name: str, target: Path
     assert max(stop for _, stop, _ in calls(log)) <= 16
     assert shards(target) == before
     assert leftovers(target) == []
-    assert content is None or len(target.read_bytes()) > len(content) * 0.9
 
 
 # ---- killed, full, two at once
