@@ -191,3 +191,12 @@ def test_coordinates_of_all_fields_are_merged() -> None:
         "z": Field((), "f4", ()),
     }
     assert merged_coords(check_schema(schema)) == {"time": time, "space": space}
+
+
+@given(st.text(max_size=12) | st.sampled_from(["sample", "c", "manifest", "__x", "0a", "a/b", "time"]))
+def test_any_name_has_a_plain_one(name: str) -> None:
+    plain = layout.plain_name(name)
+    check_schema({plain: Field((2,), "f4", (f"{plain}_1",))})
+    assert layout.plain_name(plain) == plain
+    if name.isidentifier() and name.isascii() and name not in layout._RESERVED and not name.startswith("__"):
+        assert plain == name

@@ -73,8 +73,11 @@ class Coord:
 
 
 def plain_name(name: str) -> str:
-    """What a store calls what others call ``name``: groups and odd letters become underscores."""
-    return re.sub(r"[^A-Za-z0-9_\-]", "_", name)
+    """A name that a field, dimension or coordinate may have, as near as can be to another file's."""
+    plain = re.sub(r"^__+", "_", re.sub(r"[^A-Za-z0-9_\-]", "_", name))
+    if not _NAME.fullmatch(plain):  # it begins with a digit, say
+        plain = f"_{plain}"
+    return f"{plain}_" if plain in _RESERVED else plain
 
 
 @dataclass(frozen=True, eq=False)
