@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from parbake.errors import NotAStoreError, ParbakeError, StoreNotFoundError, described
 from parbake.store.chunkmap import MISSING, ChunkIndex
 from parbake.store.codecs import CodecError
-from parbake.store.opened import FileSpan
+from parbake.store.opened import FileSpan, Held
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SIGNATURE_FIRST = 512  # at 0, or after a user block of 512 bytes times a power of two
@@ -42,44 +42,24 @@ class ChunkTable:
     index: ChunkIndex
 
 
-class OpenFile:
-    """A container that is one file, held open: it stays readable when another file takes its path."""
+class OpenFile(Held):
+    """A container that is one file."""
 
     def __init__(self, path: Path) -> None:
         """Raises StoreNotFoundError, NotAStoreError, OSError."""
-        self._descriptor = -1
-        self.path = path
         try:  # non-blocking: a fifo would wait for somebody to write
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            super().__init__(path, os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
             raise StoreNotFoundError(f"{path}: nothing there; bake it first") from None
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
             self.close()
             raise NotAStoreError(f"{path}: not a plain file")
-        with contextlib.suppress(OSError):  # file systems without locks; says "being read" to who clears
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-    @property
-    def descriptor(self) -> int:
-        """Raises ValueError when closed."""
-        if self._descriptor < 0:
-            raise ValueError(f"{self.path}: the store is closed")
-        return self._descriptor
 
     def open(self, name: str) -> FileSpan:
         """The whole file, whatever the name. Raises ValueError when closed."""
         held = self.descriptor
         descriptor = fcntl.fcntl(held, fcntl.F_DUPFD_CLOEXEC, 0)
         return FileSpan(descriptor, 0, os.fstat(descriptor).st_size)
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError, TypeError):  # the interpreter may be going down
-            self.close()
 
 
 class _Positioned:

@@ -234,14 +234,14 @@ class ChunkAddresses:
             del self._held[shard.number]
 
 
-class OpenFolder:
-    """A store's folder, held open: its files stay reachable when another folder takes its path."""
+class Held:
+    """A container, held open by descriptor: it stays readable when another takes its path."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, flags: int) -> None:
         """Raises OSError."""
         self._descriptor = -1
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
         with contextlib.suppress(OSError):  # file systems without locks; says "being read" to who clears
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
@@ -251,6 +251,23 @@ class OpenFolder:
         if self._descriptor < 0:
             raise ValueError(f"{self.path}: the store is closed")
         return self._descriptor
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # the interpreter may be going down
+            self.close()
+
+
+class OpenFolder(Held):
+    """A store's folder."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        super().__init__(path, os.O_DIRECTORY)
 
     def open(self, name: str) -> FileSpan:
         """A plain file below, following no link.
@@ -285,15 +302,6 @@ class OpenFolder:
             raise StoreReplacedError(f"{self.path}: the store was removed while it was open") from None
         if (held.st_dev, held.st_ino) != (now.st_dev, now.st_ino):
             raise StoreReplacedError(f"{self.path}: the store was baked again while it was open; reopen it")
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError, TypeError):  # the interpreter may be going down
-            self.close()
 
 
 def open_beneath(root: int, name: str, *, folder: bool = False) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import stat
 from pathlib import Path
 
 from parbake.errors import NotAStoreError
 from parbake.store.codecs import CodecError
-from parbake.store.opened import FileSpan
+from parbake.store.opened import FileSpan, Held
 from parbake.store.zip_index import Directory, Read, crc32_of, read_directory
 
 _LEGACY = (".pt", ".pth", ".pkl", ".pickle")
@@ -29,18 +27,16 @@ _OTHERS = (  # how files begin that people have for data, and what to do with th
 _ROOTS = ("zarr.json", ".zgroup", ".zarray")
 
 
-class OpenZip:
-    """A zip archive, held open: its members stay reachable when another file takes its path.
+class OpenZip(Held):
+    """A zip archive.
 
     Names are below the one top folder that holds a Zarr node, where the archive's top is none itself.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises OSError, NotAStoreError."""
-        self._descriptor = -1
-        self.path = path
         try:  # non-blocking: a fifo would wait for somebody to write
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            super().__init__(path, os.O_NONBLOCK)
         except OSError as error:
             if error.errno == errno.ENXIO:  # a socket
                 raise NotAStoreError(f"{path}: not a plain file") from None
@@ -49,8 +45,6 @@ class OpenZip:
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise CodecError("not a plain file")
-            with contextlib.suppress(OSError):  # file systems without locks; says "being read" to who clears
-                fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             read = _reading(self._descriptor)
             try:
                 self._directory = read_directory(read, status.st_size)
@@ -63,13 +57,6 @@ class OpenZip:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def descriptor(self) -> int:
-        """Raises ValueError when closed."""
-        if self._descriptor < 0:
-            raise ValueError(f"{self.path}: the store is closed")
-        return self._descriptor
 
     def open(self, name: str) -> FileSpan:
         """A stored member. Raises FileNotFoundError, CodecError; ValueError when closed."""
@@ -104,15 +91,6 @@ class OpenZip:
         if member is None:
             raise FileNotFoundError(f"{self.path}: no member {name}")
         return member.crc32
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError, TypeError):  # the interpreter may be going down
-            self.close()
 
 
 def zip_faults(files: OpenZip) -> list[tuple[str, str]]:
