@@ -71,6 +71,11 @@ class OpenZip:
             raise ValueError(f"{self.path}: the store is closed")
         return self._descriptor
 
+    @property
+    def root(self) -> str:
+        """The folder of the archive that the store is in; "" is the top."""
+        return self._root.rstrip("/")
+
     def open(self, name: str) -> FileSpan:
         """A stored member. Raises FileNotFoundError, CodecError; ValueError when closed."""
         descriptor = os.dup(self.descriptor)  # first: another thread may close ours meanwhile
