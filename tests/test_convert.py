@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +42,12 @@ from parbake.producers import convert as converting
 from parbake.producers.bake import bake, repair
 from parbake.producers.convert import convert
 from parbake.producers.reporting import Progress
+from parbake.store import pack as packing
 from parbake.store import publish
 from parbake.store import store as opening
 from parbake.store.containers import container_of
 from parbake.store.differences import compare_stores
+from parbake.store.hdf5_write import FilterInTheWayError
 from parbake.store.store import Store, open_store
 
 SUFFIXES = (".zarr", ".zarr.zip", ".h5")
@@ -217,6 +221,44 @@ def test_a_seed_that_was_drawn_stays_drawn(
         assert_holds(mended, Drawn(20, seed=seed))
 
 
+@dataclass(frozen=True)
+class Telling(Loaf):
+    """Has something to tell of its samples."""
+
+    notices: tuple[str, ...] = ("two steps have no partner",)
+
+
+@pytest.mark.parametrize("codec", [None, "raw"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_was_told_of_samples_is_kept(tmp_path: Path, suffix: str, codec: str | None) -> None:
+    bake(Telling(12), tmp_path / "a.zarr", progress=False).close()
+    with convert(tmp_path / "a.zarr", tmp_path / f"b{suffix}", codec=codec, progress=False) as store:
+        assert store.provenance["notices"] == list(Telling.notices)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_xarray_opens_every_container(stores: Path, tmp_path: Path, suffix: str) -> None:
+    with open_store(stores / "raw.zarr") as store:
+        wanted = store.to_xarray()
+    with open_store(stores / f"raw{suffix}") as store, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = store.first(7).to_xarray().load()
+    assert found.equals(wanted.isel(sample=slice(7)))
+    assert list(found.coords) == list(wanted.coords)
+
+
+def test_xarray_opens_a_zip_of_a_folder(stores: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "a.zarr"), "zip", stores, "raw.zarr")
+    with (
+        zipfile.ZipFile(tmp_path / "a.zarr.zip") as packed,
+        zipfile.ZipFile(tmp_path / "b.zip", "w") as stored,
+    ):
+        for member in packed.namelist():
+            stored.writestr(member, packed.read(member))
+    with open_store(tmp_path / "b.zip") as store, open_store(stores / "raw.zarr") as folder:
+        assert store.to_xarray().equals(folder.to_xarray())
+
+
 @pytest.mark.parametrize(("there", "back"), [(".zarr.zip", ".h5"), (".h5", ".zarr.zip"), (".zarr", ".zarr")])
 def test_a_store_that_was_edited_stays_edited(stores: Path, tmp_path: Path, there: str, back: str) -> None:
     edited = Path(shutil.copytree(stores / "lz4.zarr", tmp_path / "edited.zarr"))
@@ -251,6 +293,7 @@ def test_a_damaged_source_is_refused(
     text = refused(lambda: quietly(source, target, codec=codec), DamagedStoreError)
     for part in (str(source), "'wave'"):
         assert part in text
+    assert f"{target}.baking" not in text
     if codec is None:
         assert_nothing_at(target)
     assert not target.exists()
@@ -297,6 +340,53 @@ def test_what_appears_while_waiting_stays(
     shutil.copyfile(stores / "raw.h5", other)
     assert "something already" in refused(lambda: quietly(stores / "lz4.zarr", target), RecipeError)
     assert target.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"codec": "raw"}])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_appears_while_it_is_made_stays(
+    stores: Path, tmp_path: Path, suffix: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, swap_in = tmp_path / f"b{suffix}", publish.swap_in
+
+    def meanwhile(*args: Any) -> None:
+        target.mkdir()
+        (target / "mine").write_text("mine")
+        swap_in(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "swap_in", meanwhile)
+        text = refused(lambda: quietly(stores / "lz4.zarr", target, **options), NotAStoreError)
+    assert str(target) in text
+    assert (target / "mine").read_text() == "mine"
+    shutil.rmtree(target)
+    quietly(stores / "lz4.zarr", target, **options)
+
+
+def test_a_fresh_process_that_packs_is_told_of_when_it_dies(
+    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_the_way(*args: Any, **options: Any) -> None:
+        raise FilterInTheWayError
+
+    def killed(*args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], -9, "", "")
+
+    monkeypatch.setattr(packing, "write_hdf5", in_the_way)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", killed)
+        assert "-9" in refused(lambda: quietly(stores / "lz4.zarr", tmp_path / "b.h5"), DamagedStoreError)
+    source = Path(shutil.copytree(stores / "lz4.zarr", tmp_path / "a.zarr"))
+    real = subprocess.run
+
+    def baked_again(*args: Any, **options: Any) -> Any:
+        shutil.rmtree(source)
+        shutil.copytree(stores / "raw.zarr", source)
+        return real(*args, **options)
+
+    monkeypatch.setattr(subprocess, "run", baked_again)
+    assert "baked again" in refused(lambda: quietly(source, tmp_path / "b.h5"), DamagedStoreError)
+    assert_nothing_at(tmp_path / "b.h5")
 
 
 def test_a_target_inside_its_source_is_refused(stores: Path, tmp_path: Path) -> None:
@@ -617,6 +707,60 @@ def test_values_that_do_not_fit_the_recipe_are_refused(
     assert said in text
     assert next(iter(changed)) in text
     assert not (tmp_path / "a.h5").exists()
+
+
+class StoppedError(Exception):
+    """Stands for Ctrl-C."""
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> None:
+    """Runs ``call`` until all slabs are baked, and no further."""
+
+    def publish_store(job: Any) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bake_module, "publish_store", publish_store)
+        with pytest.raises(StoppedError):
+            call()
+
+
+def test_vouched_samples_never_enter_a_bake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor those of a bake a conversion: neither resumes the other."""
+    source, target = pkl(tmp_path, wave=Loaf(20, drift=0.5).values()["wave"]), tmp_path / "a.zarr"
+    stopped(monkeypatch, lambda: quietly(source, target, recipe=Loaf(20)))
+    with bake(Loaf(20), target, progress=False) as store:
+        assert_holds(store, Loaf(20))
+
+
+def test_a_conversion_does_not_resume_that_of_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        zarr.save_array(tmp_path / name, np.full((20, 64), value))
+    target = tmp_path / "c.zarr"
+    stopped(monkeypatch, lambda: quietly(tmp_path / "a", target))
+    zarr.open_array(tmp_path / "a", mode="r+")[:] = 3.0  # has changed meanwhile
+    assert "written is not what was read" in refused(
+        lambda: quietly(tmp_path / "a", target), DamagedStoreError
+    )
+    quietly(tmp_path / "a", target)
+    with open_store(target) as store:
+        assert (store["data"][:] == 3).all()
+    shutil.rmtree(target)
+    stopped(monkeypatch, lambda: quietly(tmp_path / "a", target))
+    quietly(tmp_path / "b", target)
+    with open_store(target) as store:
+        assert (store["data"][:] == 2).all()
+
+
+def test_samples_of_an_unknown_seed_get_no_others_beside_them(tmp_path: Path) -> None:
+    quietly(pkl(tmp_path), tmp_path / "a.zarr", recipe=Drawn(20))
+    for call in (
+        lambda: bake(Drawn(30), tmp_path / "a.zarr", progress=False),
+        lambda: damage(tmp_path / "a.zarr") or repair(Drawn(20), tmp_path / "a.zarr", progress=False),
+    ):
+        assert "seed that its samples were drawn with" in refused(call, RecipeError)
 
 
 # ---- the command line

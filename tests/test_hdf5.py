@@ -32,6 +32,7 @@ from parbake.store import store as store_module
 from parbake.store.chunkmap import MISSING
 from parbake.store.chunks import Access, Checksums
 from parbake.store.codecs import CodecError
+from parbake.store.durable import Writeback
 from parbake.store.hdf5_index import OpenFile, chunk_table, hdf5_file, is_hdf5
 from parbake.store.reader import CACHE_NBYTES, Reader
 from parbake.store.store import Store, open_store
@@ -649,3 +650,23 @@ assert [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())] == before
     command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=without_plugin_path())
     assert done.stderr == ""
+
+
+def test_what_hdf5_writes_before_a_chunk_is_its_own(tmp_path: Path) -> None:
+    """Making room in its cache, that is; of whatever size."""
+    with (tmp_path / "a").open("w+b") as file, Writeback(file.fileno()) as writeback:
+        blocks = hdf5_blocks.BlockFile(file.fileno(), writeback)
+        shown, other = memoryview(bytes(64)), memoryview(b"m" * 64)
+        blocks.instead(shown, (memoryview(b"b" * 60), memoryview(b"f" * 4)))
+        for at, data in ((640, other), (64, shown), (128, shown)):
+            blocks.seek(at)
+            assert blocks.write(data) == 64
+        blocks.flush()
+        blocks.close()
+        written = (tmp_path / "a").read_bytes()
+        assert written[640:] == bytes(other)
+        assert written[64:128] == b"b" * 60 + b"f" * 4
+        assert written[128:192] == bytes(64)
+        blocks.seek(0)
+        with pytest.raises(OSError, match="descriptor"):  # not into what has its number by then
+            blocks.write(other)

@@ -121,7 +121,11 @@ def _recode(
     store: Store, target: Path, options: BakeOptions, progress: Report | Literal[False] | None
 ) -> Store:
     """The same samples in other chunks: keys, provenance and seed stay."""
-    producer = _Carried(str(store.invalidation_keys.shared["producer"]), store.provenance["seed_drawn"])
+    producer = _Carried(
+        str(store.invalidation_keys.shared["producer"]),
+        store.provenance["seed_drawn"],
+        tuple(store.provenance["notices"]),
+    )
     schema = _schema(store, tuple(store.fields))
     request = Request(
         cast(Producer, producer),
@@ -236,6 +240,7 @@ class _Carried:
 
     name: str
     seed_drawn: int | None
+    notices: tuple[str, ...]  # of the bake that made them: they hold of the samples
     seed: int | str | None = None
 
     def __post_init__(self) -> None:

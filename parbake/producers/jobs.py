@@ -248,6 +248,8 @@ def _staged(
     keys = request.wanted
     layouts = {name: [*vars(field).values()][:6] for name, field in layout.fields.items()}
     identity = {"shared": keys.shared, "fields": keys.fields, "layout": canonical(layouts), **purpose}
+    if request.origin is not None:  # under vouched keys lie another's samples
+        identity["origin"] = request.origin
     staging = Staging(publish.staging_root(request.target) / digest(identity)[:16])
     recorded = recorded_plan(staging)
     seed = _seed(request.producer, recorded, old)
@@ -297,9 +299,14 @@ def _seed(producer: Producer, recorded: Mapping[str, Any], old: Store | None) ->
         return None
     if recorded.get("seed_drawn") is not None:
         return int(recorded["seed_drawn"])
-    if old is not None:
-        return int(old.provenance["seed_drawn"])
-    return secrets.randbits(63)
+    if old is None:
+        return secrets.randbits(63)
+    if (drawn := old.provenance["seed_drawn"]) is None:  # carried over from a file, under vouched keys
+        raise RecipeError(
+            f"{old.path}: the seed that its samples were drawn with is not known, so that none can be made "
+            "to go with them; bake into another path"
+        )
+    return int(drawn)
 
 
 def with_drawn_seed(producer: Producer) -> Producer:

@@ -61,7 +61,11 @@ def publish_store(job: Job) -> None:
             pack(store, made)
     if job.request.check is not None:
         with open_store(made) as store:
-            job.request.check(store)
+            try:
+                job.request.check(store)
+            except DamagedStoreError:
+                staging.remove()  # else the next run would go on with these bytes
+                raise
     publish.swap_in(staging, job.request.target, seal)
 
 

@@ -6,6 +6,8 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+
 from parbake.store.durable import Writeback
 from parbake.store.shard import ALIGNMENT
 
@@ -18,8 +20,7 @@ _NOWHERE = -2 * ALIGNMENT  # follows nothing
 class BlockFile:
     """The file object that h5py writes through, by position. Chunks go out many at a time, in a thread.
 
-    ``payload``: what takes the place of the next bytes written, of which HDF5 then sees the number alone: no
-    chunk is copied. It must stay as it is until it is written, which is before anything is read.
+    ``instead``: what takes the place of bytes of equal number that HDF5 is given, so that no chunk is copied.
     """
 
     def __init__(self, descriptor: int, writeback: Writeback) -> None:
@@ -30,12 +31,23 @@ class BlockFile:
         self._position = 0
         self._parts: list[memoryview] = []  # wait to be written from ``_start`` on
         self._start, self._filled = _NOWHERE, 0
-        self.payload: tuple[memoryview, ...] | None = None
+        self._shown_at: int | None = None
+        self._payload: tuple[memoryview, ...] = ()
         self.fault: OSError | None = None
 
     def close(self) -> None:
-        """End the thread; what was not flushed is not written."""
+        """End the thread; what was not flushed is not written, nor what HDF5 writes after a fault."""
         self._writer.shutdown()
+        self._descriptor = -1  # its number may be another file's by then
+
+    def instead(self, shown: memoryview, payload: tuple[memoryview, ...]) -> None:
+        """Write ``payload`` where HDF5 writes ``shown``, the very memory: what it writes before is its own.
+
+        (To find a place in a large index it may make room in its cache.) ``payload`` must stay as it is until
+        it is written, which is before anything is read.
+        """
+        assert sum(map(len, payload)) == len(shown)
+        self._shown_at, self._payload = _address(shown), payload
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_END:
@@ -61,14 +73,14 @@ class BlockFile:
 
     def write(self, data: memoryview) -> int:
         nbytes = len(data)
-        payload, self.payload = self.payload, None
-        if payload is None:
+        if self._shown_at is not None and _address(data) == self._shown_at:
+            payload, self._shown_at, self._payload = self._payload, None, ()
+            assert sum(map(len, payload)) == nbytes, "HDF5 writes a chunk in one piece"
+            self._append(payload)
+        else:
             self.flush()
             self._start = _NOWHERE
             self._write([memoryview(data)], self._position)
-        else:
-            assert sum(map(len, payload)) == nbytes, "HDF5 writes a chunk in one piece"
-            self._append(payload)
         self._position += nbytes
         return nbytes
 
@@ -122,3 +134,8 @@ class BlockFile:
         end = self._position if size is None else size
         os.ftruncate(self._descriptor, end)
         return end
+
+
+def _address(data: memoryview) -> int:
+    address: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+    return address

@@ -252,7 +252,7 @@ class _Writer:
             nbytes = len(chunk.body) + len(chunk.fletcher32)
             if nbytes > len(shown):
                 shown = memoryview(bytes(2 * nbytes))
-            self._blocks.payload = (chunk.body, chunk.fletcher32)
+            self._blocks.instead(shown[:nbytes], (chunk.body, chunk.fletcher32))
             dataset.id.write_direct_chunk((number * layout.chunk_samples, *rest), shown[:nbytes])
             crcs.append(chunk.crc32c)
             progress(nbytes)

@@ -51,7 +51,7 @@ def pack(
         try:
             write_hdf5(target, root, document, store.coords, manifests, shard, progress, source=store.path)
         except FilterInTheWayError:
-            _pack_elsewhere(store.path, target, root)
+            _pack_elsewhere(store, target, root)
             progress(sum(map(store.nbytes_stored, store.fields)))
     elif container == "zip":
         write_zip(target, _members(store, root, manifests, progress))
@@ -61,7 +61,13 @@ def pack(
         if packed.contents.version != root["attributes"][SEAL]:
             raise DamagedStoreError(f"{store.path}: what was written of it has another seal; try again")
         for name in packed.fields:
-            packed.reader.check(name, threads=os.cpu_count() or 1)
+            try:
+                packed.reader.check(name, threads=os.cpu_count() or 1)
+            except DamagedStoreError as error:
+                store.reader.check(name)  # mostly it is the source that is damaged, and told of
+                raise DamagedStoreError(
+                    f"{store.path}: what was written of it was not what was read back ({error}); try again"
+                ) from None
 
 
 _ELSEWHERE = """
@@ -70,21 +76,23 @@ from parbake.store.pack import pack
 from parbake.store.store import open_store
 task = json.load(sys.stdin)
 with open_store(task["store"]) as store:
+    if store.contents.version != task["version"]:
+        sys.exit(f"{store.path}: baked again meanwhile; try again")
     pack(store, pathlib.Path(task["target"]), root=task["root"])
 """
 
 
-def _pack_elsewhere(path: Path, target: Path, root: Mapping[str, Any]) -> None:
+def _pack_elsewhere(store: Store, target: Path, root: Mapping[str, Any]) -> None:
     """``pack`` in a fresh process, which has no other library's filters."""
-    task = json.dumps({"store": str(path), "target": str(target.absolute()), "root": root})
+    files = {"store": str(store.path), "version": store.contents.version, "target": str(target.absolute())}
+    task = json.dumps({**files, "root": root})
     environment = settings.environment({"HDF5_PLUGIN_PATH": "::", "PYTHONPATH": os.pathsep.join(sys.path)})
     done = subprocess.run(
         [sys.executable, "-c", _ELSEWHERE], input=task, capture_output=True, text=True, env=environment
     )
     if done.returncode:
-        raise DamagedStoreError(
-            f"{path}: could not be written as HDF5: {done.stderr.strip().splitlines()[-1]}"
-        )
+        told = done.stderr.strip().splitlines() or [f"its process ended with status {done.returncode}"]
+        raise DamagedStoreError(f"{store.path}: could not be written as HDF5: {told[-1]}")
 
 
 def copy_shard(store: Store, field: str, number: int, target: Path) -> None:

@@ -173,8 +173,16 @@ def check_target(target: Path) -> None:
 def swap_in(staging: Staging, target: Path, seal: str) -> None:
     """Put the whole store of ``staging`` in the place of ``target``, then remove the bake.
 
-    Interrupted at any point, ``finish_swap`` completes it.
+    Interrupted at any point, ``finish_swap`` completes it. Raises NotAStoreError where something that is no
+    store came to lie there since the bake began.
     """
+    with contextlib.suppress(OSError):  # an empty folder makes way; mostly there is none, or a store
+        target.rmdir()
+    if target.exists() and not is_ours(target):
+        raise NotAStoreError(
+            f"{target}: something not baked by parbake was put there meanwhile; move it away and run the "
+            "same again"
+        )
     if staging.made(target) == staging.store:
         for folder, _, _ in os.walk(staging.store):  # not every file system keeps a synced file's folders
             sync_folder(Path(folder))

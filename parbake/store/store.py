@@ -29,7 +29,7 @@ from parbake.store.containers import open_contents
 from parbake.store.contents import Contents, Sealed
 from parbake.store.document import Manifest, StoredField, StoreDocument
 from parbake.store.foreign.arrays import structure_digest
-from parbake.store.hdf5_index import is_hdf5
+from parbake.store.hdf5_index import OpenFile
 from parbake.store.index import Index, Window, normalised_index
 from parbake.store.keys import (
     JSON,
@@ -47,6 +47,7 @@ from parbake.store.reader import CACHE_NBYTES, Reader
 from parbake.store.samples import Samples
 from parbake.store.shard import ShardIdentity
 from parbake.store.verify import VerifyReport, verify
+from parbake.store.zarr_zip import OpenZip
 
 RESERVED_NBYTES_MAX = 1 << 30  # of decoded chunks, taken without being asked for in bytes
 
@@ -331,25 +332,32 @@ class Store(Samples):
     def to_xarray(self) -> Any:
         """The store as an ``xarray.Dataset``, lazily, with channels by name. Needs the extra ``[xarray]``.
 
-        Compressed HDF5 stores need the extra ``[hdf5]`` too. A foreign file is opened as it is.
+        Of an HDF5 file with compressed fields, their values need the extra ``[hdf5]`` too. A foreign
+        file is opened as it is.
         """
+        if self.is_foreign:
+            return self._as_dataset()
+        named = {name: list(c.labels) for name, c in self.coords.items() if c.labels is not None}
+        dataset = self._as_dataset().isel(sample=slice(self.samples))
+        return dataset.assign_coords({name: (dataset[name].dims, labels) for name, labels in named.items()})
+
+    def _as_dataset(self) -> Any:
         import xarray as xr
 
-        if is_hdf5(self.path):
-            with contextlib.suppress(ImportError):
-                import hdf5plugin  # noqa: F401  registers the filters
-            dataset = xr.open_dataset(self.path, engine="h5netcdf")
-        elif self.path.is_file():
+        if isinstance(files := self.contents.files, OpenZip):
             from zarr.storage import ZipStore
 
-            dataset = xr.open_zarr(ZipStore(self.path, mode="r"), chunks=None)
-        else:
-            dataset = xr.open_zarr(self.path, chunks=None)
-        if self.is_foreign:
-            return dataset
-        named = {name: list(c.labels) for name, c in self.coords.items() if c.labels is not None}
-        dataset = dataset.isel(sample=slice(self.samples))
-        return dataset.assign_coords({name: (dataset[name].dims, labels) for name, labels in named.items()})
+            archive = ZipStore(self.path, mode="r")
+            if not files.root:
+                return xr.open_zarr(archive, chunks=None)
+            # xarray looks for consolidated metadata at the top alone
+            return xr.open_zarr(archive, group=files.root, consolidated=False, chunks=None)
+        if isinstance(files, OpenFile):
+            with contextlib.suppress(ImportError):  # raw ones need no filter
+                import hdf5plugin  # noqa: F401
+
+            return xr.open_dataset(self.path, engine="h5netcdf")
+        return xr.open_zarr(self.path, chunks=None)
 
     # ---- housekeeping
 

@@ -58,6 +58,11 @@ class OpenZip(Held):
             self.close()
             raise
 
+    @property
+    def root(self) -> str:
+        """The folder of the archive that the store is in; "" is the top."""
+        return self._root.rstrip("/")
+
     def open(self, name: str) -> FileSpan:
         """A stored member. Raises FileNotFoundError, CodecError; ValueError when closed."""
         descriptor = os.dup(self.descriptor)  # first: another thread may close ours meanwhile
