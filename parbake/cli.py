@@ -86,14 +86,19 @@ class Gate(click.Group):
 def told_warnings() -> Iterator[None]:
     """What is worth knowing of stores as a line each, once; other warnings as Python has them."""
 
+    told: set[str] = set()
+
     def show(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:
         if issubclass(category, StoreWarning):
+            if str(message) in told:
+                return
+            told.add(str(message))
             click.echo(f"parbake: {human.printable(one_line(str(message)))}", err=True)
         else:
             python_shows(message, category, *place, **named)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("once", StoreWarning)
+        warnings.simplefilter("always", StoreWarning)
         python_shows = warnings.showwarning
         warnings.showwarning = show
         yield
@@ -109,7 +114,7 @@ def usage_line(error: click.UsageError) -> click.ClickException:
 def failure(error: BaseException) -> Failed:
     """What the user sees of ``error``; parbake's own say what to do already."""
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted; what was baked stays, the same command goes on from there")
+        return Interrupted("interrupted; run the same command again: what was baked stays")
     if isinstance(error, RecipeError):
         return Misused(str(error))
     if isinstance(error, ParbakeError):
@@ -174,9 +179,13 @@ def check(ctx: click.Context, path: Path, recipe: tuple[str, ...], rehash: bool,
     """
     from parbake import cli_output as output
     from parbake.cli_recipe import results_kept_apart, wanted_producer
+    from parbake.store.keys import CONVERTED, Change, Freshness
     from parbake.store.store import open_store
 
     with open_store(path) as store, results_kept_apart():
+        if not recipe and (store.is_foreign or store.invalidation_keys.shared["producer"] == CONVERTED):
+            output.show_freshness(path, Freshness((Change(None, "keys", "unknown", "a recipe's"),)), as_json)
+            ctx.exit(EXIT_NO)
         producer = wanted_producer(path, store, recipe, f"{ctx.command_path} {path}")
         freshness = store.freshness(producer, rehash=rehash)
     output.show_freshness(path, freshness, as_json)

@@ -66,7 +66,7 @@ def convert(
                 words = shlex.split(recipe)
             except ValueError as error:  # a quote that does not end
                 raise click.UsageError(f"--keys: {error}", ctx) from error
-            producer = parse_producer(words, f"{ctx.command_path} --keys")
+            producer = parse_producer(words, "parbake build")
         with default_progress() as progress:
             store = run(
                 source,

@@ -205,6 +205,10 @@ def _provenance(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "baked", f"{bake['ended']}, {samples} in {seconds} on {bake['host']}{commit}"
         if bake.get("command"):
             yield "command", bake["command"]
+        if isinstance(origin := bake.get("converted"), Mapping):
+            vouched = ", keys vouched for by who converted" if origin.get("keys_vouched") else ""
+            yield "converted", f"from {origin.get('file')}{vouched}"
+            yield from (("noticed", str(notice)) for notice in origin.get("notices") or ())
     for segment in rest.pop("segments", []):
         environment = dict(segment["environment"])
         versions = [f"{name} {version}" for name, version in environment.pop("versions", {}).items()]

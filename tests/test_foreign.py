@@ -116,9 +116,11 @@ def test_an_array_for_each_sample_is_answered_with_what_to_do() -> None:
 
 
 def test_values_that_stand_for_others_and_times_are_told() -> None:
-    found = plan(array("t2m", T, LAT, packed=True), array("time", T, units="hours since 1900-01-01"))
+    found = plan(
+        array("t2m", T, LAT, coded=("scale_factor",)), array("time", T, units="hours since 1900-01-01")
+    )
     assert found.notices == (
-        "values as stored; scale_factor and add_offset not applied: 't2m'; "
+        "values as stored; not applied: 't2m' (scale_factor); "
         "times are numbers: 'time' (hours since 1900-01-01)",
     )
 

@@ -115,6 +115,7 @@ def repair(
     with other versions. Raises StaleStoreError, NotReproducibleError, and what ``bake`` raises.
     """
     target = publish.resolved(path)
+    publish.check_target(target)
     wanted, schema = producer_keys(producer)
     with baking(path, target, progress) as reporter:
         with open_store(target) as old:
@@ -140,7 +141,8 @@ def baking(
     """The lock of a target, an interrupted swap of it completed, with the progress shown meanwhile."""
     with _shown(progress) as report, _full_disk_explained(target):
         reporter = Reporter(str(path), report)
-        with publish.baking_lock(target, reporter.notice):
+        waiting = f"{target}: "  # the reporter says of what
+        with publish.baking_lock(target, lambda text: reporter.notice(text.removeprefix(waiting))):
             publish.finish_swap(target)
             yield reporter
 
@@ -160,6 +162,8 @@ def _shown(progress: Report | Literal[False] | None) -> Iterator[Report | None]:
 def _full_disk_explained(target: Path) -> Iterator[None]:
     try:
         yield
+    except NoSpaceError:
+        raise
     except OSError as error:
         if disk_is_full(error):
             raise NoSpaceError(

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.errors import DamagedStoreError, RecipeError, SchemaError
+from parbake.errors import DamagedStoreError, NoSpaceError, RecipeError, SchemaError, StoreNotFoundError
 from parbake.producers.bake import baking, run_job
 from parbake.producers.jobs import BakeOptions, Job, Request, fresh_store, new_job, recoding_job
 from parbake.producers.legacy.cache import is_legacy, read_legacy
@@ -21,11 +21,13 @@ from parbake.producers.reporting import Report, Reporter
 from parbake.store import publish
 from parbake.store.containers import seal_of
 from parbake.store.differences import compare_stores
-from parbake.store.keys import Producer, producer_keys
+from parbake.store.durable import write_durably
+from parbake.store.keys import CONVERTED, Producer, canonical, producer_keys
 from parbake.store.layout import Coord, Field, plain_name
 from parbake.store.pack import pack
 from parbake.store.publish import Staging
 from parbake.store.store import Store, open_store
+from parbake.store.writer import disk_is_full
 
 _CHECK_NBYTES = 16 * 1024**2
 
@@ -56,6 +58,9 @@ def convert(
     path, file = publish.resolved(target), Path(source).expanduser()
     if path.exists():
         raise _something_there(path)
+    publish.check_target(path)
+    if not file.exists():
+        raise StoreNotFoundError(f"{source}: nothing there")
     if path.is_relative_to(file.resolve()):
         raise RecipeError(f"{target}: lies in {source} itself; choose a name outside of it")
     options = BakeOptions(codec, None, None, command)
@@ -66,15 +71,15 @@ def convert(
     with open_store(file, sample_dim=sample_dim) as store:
         if store.is_foreign:
             producer = _Foreign(store, tuple(store.chosen(fields)))
-            return _bake_from(producer, path, recipe, options, file, progress)
+            return _bake_from(producer, path, recipe, options, file, progress, store.contents.notices)
         if fields is not None or recipe is not None:
             raise RecipeError(f"{file}: a store of parbake's has its own fields and keys, and keeps them")
         if codec in (None, store.provenance["codec"]):
-            return _move(store, path, progress)
+            return _move(store, path, command, progress)
         return _recode(store, path, options, progress)
 
 
-def _move(store: Store, target: Path, progress: Report | Literal[False] | None) -> Store:
+def _move(store: Store, target: Path, command: str | None, progress: Report | Literal[False] | None) -> Store:
     """The same encoded chunks in another container."""
     with baking(target, target, progress) as reporter:
         if target.exists():
@@ -84,14 +89,19 @@ def _move(store: Store, target: Path, progress: Report | Literal[False] | None) 
         staging = Staging(publish.staging_root(target) / "convert")
         staging.remove()
         staging.folder.mkdir(parents=True)
+        # so that what a kill leaves is told, and cleared, as an unfinished bake is
+        plan = {"slabs": 1, "samples": store.stored_samples, "command": command, "producer": None}
+        write_durably(staging.plan, canonical(plan).encode())
         try:
             reporter.begin(store.stored_samples)
             moved = _Moved(store, reporter)
             pack(store, staging.made(target), moved)
             moved.all_moved()
             publish.swap_in(staging, target, store.contents.version)
-        except BaseException:
+        except BaseException as error:
             staging.remove()
+            if disk_is_full(error):
+                raise NoSpaceError(f"{target}: the disk is full; nothing was left of it") from error
             raise
         reporter.finish()
         return open_store(target)
@@ -153,6 +163,7 @@ def _bake_from(
     options: BakeOptions,
     source: Path,
     progress: Report | Literal[False] | None,
+    notices: Sequence[str] = (),
 ) -> Store:
     """Values of others, checked as a producer's are, under the keys of ``recipe`` where there is one."""
     wanted, schema = producer_keys(producer if recipe is None else recipe)
@@ -170,7 +181,7 @@ def _bake_from(
         samples,
         options,
         None if recipe is None else recipe_of(recipe),
-        {"file": str(source.absolute()), "keys_vouched": recipe is not None},
+        {"file": str(source.absolute()), "keys_vouched": recipe is not None, "notices": list(notices)},
         partial(_check_values, producer),
     )
     return _run(request, lambda: new_job(request), progress)
@@ -251,7 +262,7 @@ class _Carried:
 class _Foreign:
     """A file that parbake did not write, as a producer."""
 
-    name = "converted"
+    name = CONVERTED
     version = 1
 
     def __init__(self, store: Store, fields: tuple[str, ...]) -> None:

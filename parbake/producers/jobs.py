@@ -201,7 +201,7 @@ def recoding_job(request: Request, old: Store) -> Job:
 
 def repair_job(request: Request, old: Store, damaged: Sequence[Damage], accept_drift: bool) -> Job:
     layout, codec = old.layout, _codec_of(old)
-    bad = {(d.field, s) for d in damaged if d.field for s in _slabs_of(layout, d)}
+    bad = {(d.field, s) for d in damaged if d.field for s in slabs_of(layout, d)}
     slabs = plan_slabs(
         layout, old.stored_samples, old.stored_samples, lambda name, slab: (name, slab) not in bad
     )
@@ -216,7 +216,7 @@ def repair_job(request: Request, old: Store, damaged: Sequence[Damage], accept_d
     )
 
 
-def _slabs_of(layout: Layout, damage: Damage) -> range:
+def slabs_of(layout: Layout, damage: Damage) -> range:
     return range(damage.start // layout.slab_samples, (damage.stop - 1) // layout.slab_samples + 1)
 
 

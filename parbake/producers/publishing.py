@@ -12,7 +12,7 @@ from parbake.errors import (
     DamagedStoreError,
     NotReproducibleError,
 )
-from parbake.producers.jobs import Job, recorded_plan, utc_now
+from parbake.producers.jobs import Job, recorded_plan, slabs_of, utc_now
 from parbake.producers.plan import clipped, merge_segments
 from parbake.producers.slabs import SlabRecord
 from parbake.store import publish, statistics, zarr_dir
@@ -20,7 +20,7 @@ from parbake.store.document import Manifest, StoredField, StoreDocument
 from parbake.store.keys import JSON
 from parbake.store.layout import merged_coords
 from parbake.store.pack import pack
-from parbake.store.store import open_store
+from parbake.store.store import Store, open_store
 from parbake.store.writer import write_scalar_shard
 
 
@@ -58,7 +58,14 @@ def publish_store(job: Job) -> None:
     made = staging.made(job.request.target)
     if made != staging.store:
         with open_store(staging.store) as store:
-            pack(store, made)
+            try:
+                pack(store, made)
+            except DamagedStoreError as error:
+                _forget_damaged(job, store)
+                raise DamagedStoreError(
+                    f"{job.request.target}: what was baked before was damaged meanwhile ({error}); "
+                    "run the same bake again: it bakes those slabs anew"
+                ) from error
     if job.request.check is not None:
         with open_store(made) as store:
             try:
@@ -67,6 +74,14 @@ def publish_store(job: Job) -> None:
                 staging.remove()  # else the next run would go on with these bytes
                 raise
     publish.swap_in(staging, job.request.target, seal)
+
+
+def _forget_damaged(job: Job, store: Store) -> None:
+    """Have the next run bake the slabs again whose shards are damaged."""
+    for damage in store.verify().damaged:
+        if damage.field is not None:
+            for slab in slabs_of(job.layout, damage):
+                job.shared.staging.record(slab).unlink(missing_ok=True)
 
 
 def _remove_surplus(job: Job) -> None:

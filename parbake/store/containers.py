@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -12,7 +13,7 @@ from parbake.store.foreign import hdf5 as foreign_hdf5
 from parbake.store.foreign import zarr as foreign_zarr
 from parbake.store.hdf5_index import is_hdf5
 from parbake.store.opened import OpenFolder
-from parbake.store.zarr_zip import OpenZip
+from parbake.store.zarr_zip import OpenZip, zip_faults
 
 Container: TypeAlias = Literal["directory", "zip", "HDF5"]
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".nc")
@@ -86,6 +87,14 @@ def seal_of(path: Path) -> str | None:
     return contents.version
 
 
+def _with_archive(contents: Contents, archive: OpenZip) -> Contents:
+    """The contents of a zip, of which verification checks what other readers of archives would."""
+    sealed = contents.sealed
+    assert sealed is not None
+    faults = sealed.faults
+    return replace(contents, sealed=replace(sealed, faults=lambda: faults() + zip_faults(archive)))
+
+
 def _open(path: Path) -> Contents | OpenFolder | OpenZip | None:
     """A store of ours; else the files of a foreign Zarr, or None for a foreign HDF5 file."""
     try:
@@ -97,7 +106,8 @@ def _open(path: Path) -> Contents | OpenFolder | OpenZip | None:
     try:
         if not zarr_dir.is_ours(files):
             return files
-        return zarr_dir.open_contents(files)
+        contents = zarr_dir.open_contents(files)
+        return contents if isinstance(files, OpenFolder) else _with_archive(contents, files)
     except BaseException:
         files.close()
         raise

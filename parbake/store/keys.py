@@ -137,6 +137,7 @@ class Freshness:
         return f"{told}; and {more} more" if more else told
 
 
+CONVERTED = "converted"  # the producer of values that others made, on what nobody knows
 _TOLD_MAX = 5  # changes in one line; 'check' prints all
 _FORM = ("shape", "coords", "dims", "field")
 

@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from parbake.errors import NotAStoreError, RecipeError, UnfinishedStoreError
-from parbake.store.containers import container_of, is_ours, seal_of
+from parbake.store.containers import HDF5_SUFFIXES, container_of, is_ours, seal_of
 from parbake.store.durable import sync_folder, write_durably
 from parbake.store.keys import canonical
+from parbake.store.zarr_format import ROOT
 
+_OTHER_FORMATS = frozenset(
+    (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".mat", ".npz", ".npy", ".pkl", ".pickle", ".pt", ".pth")
+)
+_NOT_OURS = "not baked by parbake, or too damaged to tell; choose another path or remove it"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
@@ -154,7 +159,18 @@ def baking_lock(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
 
 
 def check_target(target: Path) -> None:
-    """Refuse to bake over anything that is not a store; an empty folder makes way. Raises NotAStoreError."""
+    """Refuse to bake over anything that is not a store, or within one; an empty folder makes way.
+
+    Raises NotAStoreError, RecipeError.
+    """
+    if target.suffix.lower() in _OTHER_FORMATS:
+        raise RecipeError(
+            f"{target}: a store is a Zarr directory, a zip (.zip) or an HDF5 file "
+            f"({', '.join(HDF5_SUFFIXES)}); choose another name"
+        )
+    for folder in target.parents:
+        if (folder / ROOT).is_file() and is_ours(folder):
+            raise RecipeError(f"{target}: lies in the store {folder}; choose a name outside of it")
     if target.is_dir():
         with contextlib.suppress(OSError):  # not empty, mostly
             target.rmdir()
@@ -165,9 +181,9 @@ def check_target(target: Path) -> None:
             )
         if is_ours(target):
             return
-        raise NotAStoreError(f"{target}: a folder not baked by parbake; choose another path or remove it")
+        raise NotAStoreError(f"{target}: a folder {_NOT_OURS}")
     if target.exists() and (container_of(target) == "directory" or not is_ours(target)):
-        raise NotAStoreError(f"{target}: a file not baked by parbake; choose another path or remove it")
+        raise NotAStoreError(f"{target}: a file {_NOT_OURS}")
 
 
 def swap_in(staging: Staging, target: Path, seal: str) -> None:

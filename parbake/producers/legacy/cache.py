@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from parbake.errors import LegacyFileError, SchemaError, StoreNotFoundError, described, one_line
 from parbake.producers.legacy.columns import LEFT_OUT, Column, columns_of
 from parbake.producers.legacy.machine import unpickled
-from parbake.store.keys import JSON
+from parbake.store.keys import CONVERTED, JSON
 from parbake.store.layout import Field, check_schema
 
 LEGACY_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".pkl.gz", ".pickle.gz")
@@ -98,7 +98,7 @@ class LegacyCache:
 
     @property
     def name(self) -> str:
-        return "converted"
+        return CONVERTED
 
     @property
     def batch_size(self) -> int:

@@ -32,6 +32,8 @@ _ALIKE_MAX = 5  # that it tells of those with one reason
 _ONE_EACH_MIN = 16  # arrays that are alike
 _DIGITS = re.compile(r"\d+")
 _TEXT_MAX = 1_000  # characters of an attribute
+PACKING = ("scale_factor", "add_offset")  # CF: values stand for others
+FILLING = ("_FillValue", "missing_value")  # CF: a value stands for none
 
 Axis: TypeAlias = tuple[str | None, int]
 """A dimension's name, if it has one, and its length. Groups of one file may use a name for two lengths."""
@@ -45,7 +47,7 @@ class ForeignArray:
     where there is none. ``coordinates``: the names in CF ``coordinates`` of the array or its group.
     ``chunk_shape``: of what is decoded at once; None where any part can be read. ``codec``: for tables.
     ``unfit``: why it can be no field, whatever its shape; dtype and chunk_shape may then be anything.
-    ``packed``: CF ``scale_factor`` or ``add_offset`` say that its values stand for others.
+    ``coded``: names of CF attributes that say that its values stand for others, or for none.
     """
 
     name: str
@@ -58,7 +60,7 @@ class ForeignArray:
     chunk_shape: tuple[int, ...] | None = None
     codec: str = "raw"
     unfit: str | None = None
-    packed: bool = False
+    coded: tuple[str, ...] = ()
 
     @cached_property
     def nbytes(self) -> int:
@@ -279,7 +281,10 @@ def _left_out(left: Sequence[tuple[ForeignArray, str | None]], chosen: Axis) -> 
     told = by_reason((str(array), why or away) for array, why in left)
     others = [array for array, why in left if why is None]
     # an array is named where its dimension would not tell
-    picks = f"; sample_dim={max(others, key=lambda a: a.nbytes).name!r} picks others" if others else ""
+    picks = ""
+    if others:
+        name = max(others, key=lambda a: a.nbytes).name
+        picks = f"; sample_dim={name!r} (--sample-dim {name}) picks others"
     return one_line(f"left out: {told}{picks}")
 
 
@@ -293,11 +298,11 @@ def by_reason(left: Iterable[tuple[str, str]]) -> str:
 
 def _not_applied(arrays: Iterable[ForeignArray]) -> str:
     """What CF says of values that are handed out as they are stored."""
-    packed, times = [], []
+    coded, times = [], []
     for array in arrays:
-        packed += [repr(array.name)] if array.packed else []
+        coded += [f"{array.name!r} ({', '.join(array.coded)})"] if array.coded else []
         times += [f"{array.name!r} ({array.units})"] if array.units and " since " in array.units else []
-    told = [f"scale_factor and add_offset not applied: {_some(packed, _ALIKE_MAX)}"] if packed else []
+    told = [f"not applied: {_some(coded, _ALIKE_MAX)}"] if coded else []
     told += [f"times are numbers: {_some(times, _ALIKE_MAX)}"] if times else []
     return one_line(f"values as stored; {'; '.join(told)}") if told else ""
 

@@ -190,7 +190,7 @@ def _array(source: _Source) -> ForeignArray:
         chunk_shape,
         codec,
         unfit,
-        dataset.packed,
+        dataset.coded,
     )
 
 

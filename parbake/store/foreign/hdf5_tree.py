@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.errors import one_line
+from parbake.store.foreign.arrays import FILLING, PACKING
 from parbake.store.layout import DTYPES
 
 DEPTH_MAX = 32  # of groups in groups
@@ -60,7 +61,7 @@ class Dataset:
     dims: tuple[str | None, ...]
     storage: Storage | None  # None where unfit
     attributes: Mapping[str, str]  # texts that say what it is
-    packed: bool  # "scale_factor" or "add_offset" say that values stand for others
+    coded: tuple[str, ...]  # attributes that say that values stand for others, or for none
     unfit: str | None  # why it can be neither
 
 
@@ -184,20 +185,21 @@ def _kind(item: Any) -> Kind:
 
 def _dataset(name: str, link: str, item: Any, scales: _Scales) -> Dataset:
     attributes = {key: text for key in _TEXTS if (text := _text(item, key)) is not None}
-    packed = any(_has(item, key) for key in ("scale_factor", "add_offset"))
+    coded = tuple(key for key in PACKING if _has(item, key))
+    coded += tuple(key for key in FILLING if _has(item, key) and not _is_nan(item, key))
     try:
         dtype, shape = item.dtype, item.shape
     except (TypeError, ValueError, NotImplementedError) as error:
         unfit = f"h5py has no dtype for it ({one_line(error)[:100]})"
-        return Dataset(name, link, (), np.dtype("V"), (), None, attributes, packed, unfit)
+        return Dataset(name, link, (), np.dtype("V"), (), None, attributes, coded, unfit)
     if shape is None:  # a null dataspace
-        return Dataset(name, link, (), dtype, (), None, attributes, packed, "it is empty")
+        return Dataset(name, link, (), dtype, (), None, attributes, coded, "it is empty")
     dims = _dims(item, scales)
     fault = _unfit(item, dtype, shape)
     storage = None if fault else _storage(item, dtype, shape)
     if storage is not None:
         fault = _misstored(storage, dtype, shape)
-    return Dataset(name, link, shape, dtype, dims, storage, attributes, packed, fault)
+    return Dataset(name, link, shape, dtype, dims, storage, attributes, coded, fault)
 
 
 _TEXTS = ("units", "long_name", "standard_name", "description", "coordinates", "MATLAB_class")
@@ -281,6 +283,12 @@ def _has(item: Any, name: str) -> bool:
     import h5py
 
     return bool(h5py.h5a.exists(item.id, name.encode()))
+
+
+def _is_nan(item: Any, name: str) -> bool:
+    """Whether an attribute is one number, and not a number."""
+    found = item.attrs.get_id(name)
+    return found.dtype.kind == "f" and found.shape in ((), (1,)) and bool(np.isnan(item.attrs[name]).all())
 
 
 def _text(item: Any, name: str) -> str | None:

@@ -5,6 +5,8 @@ Zarr v3 core specification, sharding codec and chunk key encodings; Zarr v2 spec
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import itertools
 import math
 import re
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from parbake.store.chunkmap import MISSING, ByteSource, ChunkIndex
 from parbake.store.codecs import CRC_NBYTES, CodecError
-from parbake.store.foreign.arrays import ForeignArray, attribute_texts, text_of
+from parbake.store.foreign.arrays import FILLING, PACKING, ForeignArray, attribute_texts, text_of
 from parbake.store.foreign.codecs import ForeignChain, Uncovered, zarr_v2_chain, zarr_v3_chain
 from parbake.store.layout import DTYPES
 
@@ -306,8 +308,22 @@ def _described(
         description=description,
         coordinates=(*coordinates, *inherited),
         unfit=None,
-        packed=isinstance(attributes, dict) and not {"scale_factor", "add_offset"}.isdisjoint(attributes),
+        coded=_coded(attributes) if isinstance(attributes, dict) else (),
     )
+
+
+def _coded(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """CF attributes that say that values stand for others, or for none: NaN says nothing new."""
+    packing = tuple(name for name in PACKING if name in attributes)
+    return packing + tuple(name for name in FILLING if name in attributes and not _is_nan(attributes[name]))
+
+
+def _is_nan(value: Any) -> bool:
+    if isinstance(value, str):  # xarray has numbers in base64
+        with contextlib.suppress(ValueError):
+            number = np.frombuffer(base64.b64decode(value, validate=True), "<f8")
+            return number.size == 1 and bool(np.isnan(number[0]))
+    return value in ("NaN", "nan") or (isinstance(value, float) and math.isnan(value))
 
 
 def _unpickled(codecs: Any) -> str | None:
