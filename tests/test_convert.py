@@ -589,7 +589,11 @@ def test_a_file_of_others_becomes_a_store_with_its_values(form: str, suffix: str
             np.testing.assert_array_equal(store.coords["time"].values, TIME)
             assert store.coords["time"].units == "s"
         assert store.invalidation_keys.shared["keys"]["depends_on"] == "unknown"
-        assert store.provenance["bakes"][0]["converted"] == {"file": str(source), "keys_vouched": False}
+        assert store.provenance["bakes"][0]["converted"] == {
+            "file": str(source),
+            "keys_vouched": False,
+            "notices": [],
+        }
         assert not store.freshness(LOAF)
         assert store.verify()
     result = run("diff", source, target)
@@ -678,7 +682,11 @@ def test_a_recipe_that_is_vouched_for_makes_it_fresh(kind: str, suffix: str, tmp
         assert_holds(store, Loaf(20))
         assert store.fields["wave"].dims == ("time", "channel")
         assert store.coords["time"].units == "s"
-        assert store.provenance["bakes"][0]["converted"] == {"file": str(source), "keys_vouched": True}
+        assert store.provenance["bakes"][0]["converted"] == {
+            "file": str(source),
+            "keys_vouched": True,
+            "notices": [],
+        }
         assert not store.freshness(Loaf(20, seed=1))
     with pytest.raises(StaleStoreError, match="seed: 0 -> 1"):
         bake(Loaf(20, seed=1), target, progress=False)

@@ -91,8 +91,8 @@ def _move(store: Store, target: Path, command: str | None, progress: Report | Li
         staging.folder.mkdir(parents=True)
         # so that what a kill leaves is told, and cleared, as an unfinished bake is
         plan = {"slabs": 1, "samples": store.stored_samples, "command": command, "producer": None}
-        write_durably(staging.plan, canonical(plan).encode())
         try:
+            write_durably(staging.plan, canonical(plan).encode())
             reporter.begin(store.stored_samples)
             moved = _Moved(store, reporter)
             pack(store, staging.made(target), moved)

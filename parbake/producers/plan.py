@@ -68,8 +68,8 @@ class SlabPlan:
 
     @property
     def work(self) -> int:
-        """Samples that progress counts: the missing ones, or where none is, those encoded again."""
-        encoded_again = not all(source.linked for source in self.sources.values())
+        """Samples that progress counts: the missing ones, or all where none is and no shard is kept."""
+        encoded_again = not any(source.linked for source in self.sources.values())
         return self.missing or (self.stop - self.start if encoded_again else 0)
 
 

@@ -80,7 +80,7 @@ def bake_slab(
                 assert job.old is not None
                 _append(writer, job.old.read(range(step.start, step.stop), step.kept))
             if not step.produced:
-                if produced is not None and not plan.missing:
+                if produced is not None and plan.work and not plan.missing:
                     produced(step.stop - step.start)
                 continue
             spooled = spool.read(step)

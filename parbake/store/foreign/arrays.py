@@ -284,7 +284,7 @@ def _left_out(left: Sequence[tuple[ForeignArray, str | None]], chosen: Axis) -> 
     picks = ""
     if others:
         name = max(others, key=lambda a: a.nbytes).name
-        picks = f"; sample_dim={name!r} (--sample-dim {name}) picks others"
+        picks = f"; sample_dim={name!r} picks others (--sample-dim {name})"
     return one_line(f"left out: {told}{picks}")
 
 
