@@ -216,7 +216,7 @@ def test_second_bake_waits_says_for_whom_and_uses_the_result(target: Path) -> No
     assert not second.is_alive()
     assert [start for start, _, _ in calls(log)] == sorted({start for start, _, _ in calls(log)})
     host = os.uname().nodename
-    assert notices == [f"{target}: being baked by process {os.getpid()} on {host}; waiting for it"]
+    assert notices == [f"being baked by process {os.getpid()} on {host}; waiting for it"]
     assert leftovers(target) == []
 
 

@@ -162,8 +162,6 @@ def _shown(progress: Report | Literal[False] | None) -> Iterator[Report | None]:
 def _full_disk_explained(target: Path) -> Iterator[None]:
     try:
         yield
-    except NoSpaceError:
-        raise
     except OSError as error:
         if disk_is_full(error):
             raise NoSpaceError(

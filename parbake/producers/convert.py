@@ -27,7 +27,6 @@ from parbake.store.layout import Coord, Field, plain_name
 from parbake.store.pack import pack
 from parbake.store.publish import Staging
 from parbake.store.store import Store, open_store
-from parbake.store.writer import disk_is_full
 
 _CHECK_NBYTES = 16 * 1024**2
 
@@ -81,30 +80,34 @@ def convert(
 
 def _move(store: Store, target: Path, command: str | None, progress: Report | Literal[False] | None) -> Store:
     """The same encoded chunks in another container."""
-    with baking(target, target, progress) as reporter:
-        if target.exists():
-            if seal_of(target) != store.contents.version:
+    try:
+        with baking(target, target, progress) as reporter:
+            if not target.exists():
+                _pack_in(store, target, command, reporter)
+            elif seal_of(target) != store.contents.version:
                 raise _something_there(target)
             return open_store(target)
-        staging = Staging(publish.staging_root(target) / "convert")
+    except NoSpaceError as error:  # unlike a bake it leaves nothing to go on from
+        raise NoSpaceError(f"{target}: the disk is full; nothing is left of what was written") from error
+
+
+def _pack_in(store: Store, target: Path, command: str | None, reporter: Reporter) -> None:
+    staging = Staging(publish.staging_root(target) / "convert")
+    staging.remove()
+    staging.folder.mkdir(parents=True)
+    # so that what a kill leaves is told, and cleared, as an unfinished bake is
+    plan = {"slabs": 1, "samples": store.stored_samples, "command": command, "producer": None}
+    try:
+        write_durably(staging.plan, canonical(plan).encode())
+        reporter.begin(store.stored_samples)
+        moved = _Moved(store, reporter)
+        pack(store, staging.made(target), moved)
+        moved.all_moved()
+        publish.swap_in(staging, target, store.contents.version)
+    except BaseException:
         staging.remove()
-        staging.folder.mkdir(parents=True)
-        # so that what a kill leaves is told, and cleared, as an unfinished bake is
-        plan = {"slabs": 1, "samples": store.stored_samples, "command": command, "producer": None}
-        try:
-            write_durably(staging.plan, canonical(plan).encode())
-            reporter.begin(store.stored_samples)
-            moved = _Moved(store, reporter)
-            pack(store, staging.made(target), moved)
-            moved.all_moved()
-            publish.swap_in(staging, target, store.contents.version)
-        except BaseException as error:
-            staging.remove()
-            if disk_is_full(error):
-                raise NoSpaceError(f"{target}: the disk is full; nothing was left of it") from error
-            raise
-        reporter.finish()
-        return open_store(target)
+        raise
+    reporter.finish()
 
 
 class _Moved:
