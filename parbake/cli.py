@@ -183,11 +183,12 @@ def check(ctx: click.Context, path: Path, recipe: tuple[str, ...], rehash: bool,
     from parbake.store.store import open_store
 
     with open_store(path) as store, results_kept_apart():
-        if not recipe and (store.is_foreign or store.invalidation_keys.shared["producer"] == CONVERTED):
-            output.show_freshness(path, Freshness((Change(None, "keys", "unknown", "a recipe's"),)), as_json)
-            ctx.exit(EXIT_NO)
-        producer = wanted_producer(path, store, recipe, f"{ctx.command_path} {path}")
-        freshness = store.freshness(producer, rehash=rehash)
+        unknown = store.is_foreign or store.invalidation_keys.shared["producer"] == CONVERTED
+        if unknown and not recipe:
+            freshness = Freshness((Change(None, "keys", "unknown", "a recipe's"),))
+        else:
+            producer = wanted_producer(path, store, recipe, f"{ctx.command_path} {path}")
+            freshness = store.freshness(producer, rehash=rehash)
     output.show_freshness(path, freshness, as_json)
     ctx.exit(0 if freshness else EXIT_NO)
 

@@ -890,3 +890,63 @@ def test_a_large_store_is_never_held(large: Path, tmp_path: Path, suffix: str, c
     assert done.returncode == 0, done.stderr
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     assert int(done.stdout) < 170e6  # two shards of an HDF5 file are put together at a time to be checked
+
+
+# ---- names, and what is told of files of others
+
+
+@pytest.mark.parametrize("name", ["b.tar", "b.mat", "b.PT", "b.npz"])
+def test_a_name_of_another_format_is_no_directory(stores: Path, tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    assert "choose another name" in refused(lambda: quietly(stores / "raw.h5", target), RecipeError)
+    assert "choose another name" in refused(lambda: bake(LOAF, target, progress=False), RecipeError)
+    assert not target.exists()
+
+
+def test_no_store_is_made_within_a_store(stores: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "outer.zarr"
+    quietly(stores / "raw.zarr", outer)
+    for inner in (outer / "inner.zarr", outer / "deep" / "inner.h5"):
+        assert "lies in the store" in refused(lambda at=inner: quietly(stores / "raw.h5", at), RecipeError)
+        assert "lies in the store" in refused(lambda at=inner: bake(LOAF, at, progress=False), RecipeError)
+    assert files_of(outer) == files_of(stores / "raw.zarr")
+
+
+def test_unknown_keys_are_told_without_a_recipe(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = np.arange(6.0)
+    quietly(tmp_path / "a.h5", tmp_path / "b.zarr")
+    for name in ("a.h5", "b.zarr"):
+        assert run("check", tmp_path / name, code=1).stdout.startswith("keys: unknown")
+        assert json.loads(run("check", tmp_path / name, "--json", code=1).stdout)["fresh"] is False
+
+
+@pytest.mark.parametrize("form", ["h5", "zarr"])
+def test_values_that_stand_for_none_are_told_and_noted(tmp_path: Path, form: str) -> None:
+    values = xr.Dataset({"T": ("time", np.array([0, -9999, 3], "i4")), "U": ("time", np.ones(3, "f4"))})
+    values["T"].attrs["_FillValue"] = np.int32(-9999)
+    values["U"].attrs["_FillValue"] = np.float32(np.nan)  # says nothing that NaN does not
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if form == "h5":
+            values.to_netcdf(tmp_path / "a.h5", engine="h5netcdf")
+        else:
+            values.to_zarr(tmp_path / "a.zarr", zarr_format=3)
+    told = run("convert", tmp_path / f"a.{form}", tmp_path / "b.zarr").stderr
+    assert "not applied: 'T' (_FillValue)" in told
+    assert "'U'" not in told
+    with open_store(tmp_path / "b.zarr") as store:
+        [noted] = store.provenance["bakes"][0]["converted"]["notices"]
+        assert noted in told
+    assert "not applied" in run("inspect", tmp_path / "b.zarr").stdout
+
+
+def test_verify_checks_an_archive_as_other_readers_do(stores: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(stores / "raw.zarr.zip", tmp_path / "a.zarr.zip"))
+    with zipfile.ZipFile(path) as archive:
+        crc = archive.getinfo("zarr.json").CRC.to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(crc, bytes(4)))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() == "zarr.json"
+    with open_store(path) as store:
+        assert [damage.file for damage in store.verify().damaged] == ["zarr.json"]
