@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from parbake.errors import DamagedStoreError, ParbakeError, RecipeError, StoreNotFoundError
+from parbake.errors import DamagedStoreError, NotAStoreError, ParbakeError, RecipeError, StoreNotFoundError
 from parbake.store import hdf5, zarr_dir
 from parbake.store.contents import Contents
 from parbake.store.foreign import hdf5 as foreign_hdf5
@@ -104,9 +104,12 @@ def _open(path: Path) -> Contents | OpenFolder | OpenZip | None:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreNotFoundError(f"{path}: nothing there; bake it first") from None
     try:
-        if not zarr_dir.is_ours(files):
+        try:
+            contents = zarr_dir.open_contents(files)
+        except NotAStoreError:
+            if zarr_dir.is_ours(files):
+                raise
             return files
-        contents = zarr_dir.open_contents(files)
         return contents if isinstance(files, OpenFolder) else _with_archive(contents, files)
     except BaseException:
         files.close()

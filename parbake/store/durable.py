@@ -24,7 +24,7 @@ def durable(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes its name, synced, once all is written; on a fault it is removed."""
     temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -33,6 +33,21 @@ def durable(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_parts(descriptor: int, parts: list[memoryview], start: int | None = None) -> int:
+    """Write all parts one after another, at ``start`` or where the file stands; gives the bytes written."""
+    parts, nbytes = parts.copy(), 0
+    while parts:
+        count = (
+            os.writev(descriptor, parts) if start is None else os.pwritev(descriptor, parts, start + nbytes)
+        )
+        nbytes += count
+        while parts and count >= len(parts[0]):
+            count -= len(parts.pop(0))
+        if count:  # a write that was cut short
+            parts[0] = parts[0][count:]
+    return nbytes
 
 
 class Writeback:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from parbake.store.durable import Writeback
+from parbake.store.durable import Writeback, write_parts
 from parbake.store.shard import ALIGNMENT
 
 _BLOCK_NBYTES = 4 * 1024**2
@@ -117,14 +117,7 @@ class BlockFile:
 
     def _write(self, parts: list[memoryview], start: int) -> None:
         try:
-            while parts:
-                count = os.pwritev(self._descriptor, parts, start)
-                start += count
-                self._writeback.wrote(count)
-                while parts and count >= len(parts[0]):
-                    count -= len(parts.pop(0))
-                if count:  # a write that was cut short
-                    parts[0] = parts[0][count:]
+            self._writeback.wrote(write_parts(self._descriptor, parts, start))
         except OSError as error:  # such as a full disk; h5py would tell of something else
             self.fault = self.fault or error
             raise

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from parbake.errors import DamagedStoreError
 from parbake.store.chunkmap import MISSING, ByteSource
 from parbake.store.codecs import CRC_NBYTES, CodecError, check_crc
 from parbake.store.document import Manifest, StoreDocument
-from parbake.store.durable import Writeback, sync_folder, temporary_name
+from parbake.store.durable import Writeback, durable
 from parbake.store.hdf5_blocks import BlockFile
 from parbake.store.hdf5_form import (
     BLOSC,
@@ -61,28 +59,15 @@ def write_hdf5(
 
     Raises DamagedStoreError, FilterInTheWayError, OSError; nothing is left behind then.
     """
-    temporary = temporary_name(target)
-    try:
-        with io.FileIO(temporary, "w+") as raw:
-            with (
-                Writeback(raw.fileno()) as writeback,
-                contextlib.closing(BlockFile(raw.fileno(), writeback)) as blocks,
-                _new_file(blocks) as file,
-            ):
-                _Writer(file, blocks, root["consolidated_metadata"]["metadata"]).write(
-                    root,
-                    document,
-                    coords,
-                    manifests,
-                    _checked_chunks(source or target, document, shard),
-                    progress,
-                )
-            os.fsync(raw.fileno())
-        temporary.rename(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
+    with (
+        durable(target) as raw,
+        Writeback(raw.fileno()) as writeback,
+        contextlib.closing(BlockFile(raw.fileno(), writeback)) as blocks,
+        _new_file(blocks) as file,
+    ):
+        chunks = _checked_chunks(source or target, document, shard)
+        writer = _Writer(file, blocks, root["consolidated_metadata"]["metadata"])
+        writer.write(root, document, coords, manifests, chunks, progress)
 
 
 @contextlib.contextmanager

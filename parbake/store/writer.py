@@ -28,7 +28,7 @@ from parbake.store import statistics
 from parbake.store.chunkmap import ChunkIndex
 from parbake.store.codecs import CRC_NBYTES, Chain, chain_of
 from parbake.store.document import StoredField
-from parbake.store.durable import sync_folder, temporary_name
+from parbake.store.durable import sync_folder, temporary_name, write_parts
 from parbake.store.layout import FieldLayout
 from parbake.store.shard import ALIGNMENT, ShardIdentity, pack_index
 from parbake.store.zarr_format import shard_file
@@ -82,12 +82,7 @@ class _BlockFile:
 
     def _flush(self) -> None:
         parts, self._parts, self._filled = self._parts, list[memoryview](), 0
-        while parts:
-            count = os.writev(self._file.fileno(), parts)
-            while parts and count >= len(parts[0]):
-                count -= len(parts.pop(0))
-            if count:  # a write that was cut short
-                parts[0] = parts[0][count:]
+        write_parts(self._file.fileno(), parts)
 
     def sync(self) -> None:
         """Make all that was written durable."""

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.store.durable import Writeback, durable
+from parbake.store.durable import Writeback, durable, write_parts
 from parbake.store.zip_index import (
     END,
     END_64,
@@ -106,17 +106,9 @@ class _BlockFile:
         self._pending.clear()
 
     def _write_all(self, parts: list[memoryview]) -> None:
-        while parts:
-            if not len(parts[0]):
-                parts.pop(0)
-                continue
-            count = os.writev(self._descriptor, parts)
-            self._flushed += count
-            self._writeback.wrote(count)
-            while parts and count >= len(parts[0]):
-                count -= len(parts.pop(0))
-            if count:  # a write that was cut short
-                parts[0] = parts[0][count:]
+        nbytes = write_parts(self._descriptor, parts)
+        self._flushed += nbytes
+        self._writeback.wrote(nbytes)
 
 
 class _Archive:
