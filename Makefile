@@ -10,7 +10,7 @@ BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,bench,xarray]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,bench,xarray,docs]"
 	touch $@
 
 demo: .venv/installed

@@ -1,0 +1,1 @@
+"""Shows stores: xarray, HTML, pictures."""
