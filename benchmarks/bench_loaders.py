@@ -37,6 +37,7 @@ def workers(path: Path) -> None:
         "DataLoader, 2 workers": DataLoader(
             dataset, BATCH, shuffle=True, num_workers=2, persistent_workers=True
         ),
+        "DataLoader, no workers": DataLoader(dataset, BATCH, shuffle=True),
         "dataset.loader, 2 workers": dataset.loader(BATCH, shuffle=True, num_workers=2),
         "dataset.loader, no workers": dataset.loader(BATCH, shuffle=True, num_workers=0),
         "BatchLoader, 1 thread": BatchLoader(dataset, BATCH, shuffle=True),
@@ -52,8 +53,9 @@ def workers(path: Path) -> None:
         print(f" every batch {'summed' if touch else 'untouched'}")
         for name, times in taken.items():
             show(f"  {name}: samples/s", SAMPLES / statistics.median(times))
-        plain, shared = list(taken.values())[:2]
+        plain, alone, shared, slots, *_ = taken.values()
         show("  dataset.loader over DataLoader", ratio(plain, shared), "aim: 6" if touch else "")
+        show("  the same without workers", ratio(alone, slots))
 
 
 def training_step() -> Callable[[], object]:

@@ -28,6 +28,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.distributed import DistributedSampler
 
 from parbake.errors import ParbakeError, RecipeError, StaleStoreError, StoreNotFoundError
+from parbake.loaders import slots
 from parbake.loaders.dataset import StoreDataset
 from parbake.loaders.samples import DictSample, TupleSample
 from parbake.producers.bake import bake
@@ -143,6 +144,12 @@ def plain(samples: Sequence[Any]) -> list[Any]:
 
 def identity(samples: list[Any]) -> list[Any]:
     return samples
+
+
+@pytest.fixture(autouse=True, params=[pytest.param(1, id="slots"), pytest.param(1 << 20, id="fresh")])
+def reused_min(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small batches lie in slots too, or none does."""
+    monkeypatch.setattr(slots, "_REUSED_MIN", request.param)
 
 
 # ---- single samples

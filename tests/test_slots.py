@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import pickle
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from loading import assert_same, held
 from torch import Tensor
 
+from parbake.loaders import slots
 from parbake.loaders.batches import packed, unpacked
 from parbake.loaders.slots import ALIGNMENT, Arena, Memory, Place, Segment, Slots
 
@@ -213,3 +215,56 @@ def test_without_nameless_memory_a_file_without_a_name_does(monkeypatch: pytest.
     assert segment.view(0, 32).tolist() == [0] * 8 + [3] * 16 + [0] * 8
     del segment, view
     assert held() == before
+
+
+FORMS = [((4, 3), torch.float32), ((4,), torch.int64)]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "_REUSED_MIN", 1)
+
+
+def batch_of(reused: slots.Reused) -> list[Tensor]:
+    empty = reused.allocator(FORMS)
+    return [empty(*form) for form in FORMS]
+
+
+def test_memory_is_reused_when_nobody_holds_it(small: None) -> None:
+    reused = slots.Reused()
+    places = {batch_of(reused)[0].data_ptr() for _ in range(20)}
+    assert len(places) == 1
+
+
+def test_what_is_held_is_never_given_again(small: None) -> None:
+    reused = slots.Reused()
+    held = [batch_of(reused) for _ in range(slots.HELD + 3)]
+    for number, tensors in enumerate(held):
+        for tensor in tensors:
+            tensor.fill_(number)
+    assert all((tensor == number).all() for number, tensors in enumerate(held) for tensor in tensors)
+
+
+@pytest.mark.parametrize("forms", [[((4,), torch.int8)], [((1 << 40,), torch.float64)]])
+def test_tiny_and_huge_batches_take_no_slots(forms: list[tuple[tuple[int, ...], torch.dtype]]) -> None:
+    reused = slots.Reused()
+    assert reused.allocator(forms) is slots.private_empty
+    assert reused._slots is None
+
+
+def test_copies_have_slots_of_their_own(small: None) -> None:
+    reused = slots.Reused()
+    held = batch_of(reused)
+    assert pickle.loads(pickle.dumps(reused))._slots is None
+    assert batch_of(copy.copy(reused))[0].data_ptr() != held[0].data_ptr()
+
+
+def test_a_fork_has_slots_of_its_own(small: None) -> None:
+    reused = slots.Reused()
+    batch_of(reused)
+    made = reused._slots
+    child = os.fork()
+    if not child:
+        batch_of(reused)
+        os._exit(0 if reused._slots is not made else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

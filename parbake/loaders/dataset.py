@@ -19,7 +19,7 @@ from parbake.loaders.crop import crop_of
 from parbake.loaders.machine import cores
 from parbake.loaders.order import checked_integer
 from parbake.loaders.samples import Tensors, owned, plain_rows, split
-from parbake.loaders.slots import Allocator, private_empty, shared_empty
+from parbake.loaders.slots import Allocator, Reused, private_empty, shared_empty
 from parbake.store.concatenated import Part, concatenated
 from parbake.store.index import normalised_index
 from parbake.store.keys import Producer
@@ -83,6 +83,7 @@ class StoreDataset(Dataset[Any]):
         self.with_index = with_index
         self.shapes = {name: self._crop.shape(name, self.store.fields[name].shape) for name in self.fields}
         self._dtypes = {name: _torch_dtype(self.store, name) for name in self.fields}
+        self._reused = Reused()
         if with_index and not as_tuple and INDEX in self.fields:
             raise RecipeError(
                 f"{self.store.path}: with_index=True would hide the field {INDEX!r}; use as_tuple=True"
@@ -113,7 +114,7 @@ class StoreDataset(Dataset[Any]):
         untransformed = self.transform is None and self.batch_transform is None
         # What a worker sends must lie in shared memory: reading it there saves the copy.
         sent = untransformed and get_worker_info() is not None
-        empty = shared_empty if sent else private_empty
+        empty = shared_empty if sent else self._reused.allocator(self._forms(len(numbers)))
         batch = self._batch(numbers, empty, self._draw(), self._threads())
         if self.transform is None:
             return [*split(batch)]

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import context, reduction
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -34,6 +34,7 @@ Allocator: TypeAlias = Callable[[tuple[int, ...], torch.dtype], Tensor]
 HELD = 4  # batches that a loop holds: its last, the one it is given, and two to spare, free until touched
 ALIGNMENT = 64  # bytes, of every tensor: a cache line, and what vector instructions ask for
 _PAGE = 4096
+_REUSED_MIN, _REUSED_MAX = 1 << 20, 1 << 30  # bytes, of a batch; of all slots that a dataset keeps for itself
 
 
 def private_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -226,3 +227,31 @@ class Slots:
                 "with, and keep clones",
                 stacklevel=3,
             )
+
+
+class Reused:
+    """Memory for the batches of one process that reads them as they are asked for, without a loader.
+
+    A batch large enough that malloc would give its pages back to the system is read into a slot; into fresh
+    memory where all slots are held, or would take over a gibibyte. Copies, pickles and forks have slots of
+    their own.
+    """
+
+    def __init__(self) -> None:
+        self._slots: Slots | None = None
+        self._pid = os.getpid()
+
+    def allocator(self, forms: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> Allocator:
+        """What makes the tensors of one batch, each of a shape and dtype of ``forms``."""
+        nbytes = sum(aligned(math.prod(shape) * dtype.itemsize) for shape, dtype in forms)
+        if not _REUSED_MIN <= nbytes <= _REUSED_MAX // HELD:
+            return private_empty
+        slots = self._slots
+        if slots is None or slots.memory.slot_nbytes < nbytes or self._pid != os.getpid():
+            slots = self._slots = Slots(HELD, nbytes, "private")
+            self._pid = os.getpid()
+        arena = slots.leased()
+        return private_empty if arena is None else arena.empty
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reused, ()
