@@ -6,6 +6,7 @@ import copy
 import enum
 import functools
 import importlib
+import importlib.util
 import json
 import linecache
 import logging
@@ -36,7 +37,7 @@ from parbake.errors import KeysError, StoreNotFoundError
 from parbake.store import files, source
 from parbake.store.capture import Captured, capture
 from parbake.store.files import file_sha256
-from parbake.store.keys import canonical
+from parbake.store.keys import Keys, canonical, producer_keys
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -485,7 +486,7 @@ IN_PROCESS = """
 import sys
 import numpy as np, torch
 from parbake.store.capture import Captured, capture
-from parbake.store.keys import canonical
+from parbake.store.keys import Keys, canonical, producer_keys
 sys.path.insert(0, sys.argv[1])
 import made
 captured = Captured()
@@ -1093,3 +1094,59 @@ def test_libraries_of_another_environment_are_no_user_code(
         assert not source.is_user_code(importlib.import_module("elsewhere_installed").double)
     finally:
         source._library_roots.cache_clear()
+
+
+# ---- the number of samples
+
+COUNTED = """
+from dataclasses import dataclass
+import parbake
+{top}
+@dataclass(frozen=True)
+class P:
+    gain: float = 1.0
+    samples: int = {default}
+    name = "p"
+    version = 1
+    def schema(self): return {{"y": parbake.Field((2,), "float32", ("t",))}}
+    def invalidation_keys(self): return {{"gain": self.gain}}
+    def __len__(self): return self.samples
+    def produce(self, start, stop, fields): return {use}
+"""
+
+
+def keys_of(folder: Path, default: str, use: str = "{}", top: str = "") -> Keys:
+    """What a producer defined in a module of its own depends on."""
+    linecache.clearcache()
+    file = folder / "counted.py"
+    file.write_text(COUNTED.format(default=default, use=use, top=top))
+    spec = importlib.util.spec_from_file_location("counted", file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["counted"] = module = importlib.util.module_from_spec(spec)
+    try:
+        exec(compile(file.read_text(), file, "exec"), vars(module))
+        return producer_keys(module.P())[0]
+    finally:
+        del sys.modules["counted"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("50", "60"), ("field(default=50)", "field(default=60)"), ("N", "M")]
+)
+def test_a_default_that_only_counts_samples_is_no_key(one: str, other: str, tmp_path: Path) -> None:
+    top = "from dataclasses import field\nN, M = 50, 60"
+    first, second = keys_of(tmp_path, one, top=top), keys_of(tmp_path, other, top=top)
+    assert first == second
+    assert "P.gain" in str(first.shared)
+    assert "P.samples" not in str(first.shared)
+
+
+@pytest.mark.parametrize("use", ["self.samples", "len(self)", "getattr(self, 'samples')", "vars(self)"])
+def test_a_default_that_values_may_depend_on_is_a_key(use: str, tmp_path: Path) -> None:
+    assert keys_of(tmp_path, "50", use) != keys_of(tmp_path, "60", use)
+
+
+def test_a_length_that_a_value_is_made_of_is_told(tmp_path: Path) -> None:
+    text = "class D:\n    n: int = {}\n    def __len__(self): return self.n\ndef f(i): return len(D())"
+    assert told_of(tmp_path, text.format(5)) != told_of(tmp_path, text.format(6))

@@ -52,6 +52,7 @@ class Captured:
     rehash: bool = False
     source: dict[str, str] = field(default_factory=dict)
     bound: dict[str, Any] = field(default_factory=dict)
+    _producer: type | None = None
     _open: dict[int, int] = field(default_factory=dict)  # depth by id, of what is being captured
     _defined: dict[int, Any] = field(default_factory=dict)  # by id, and kept alive for it
     _level: int = _DECLARED
@@ -61,6 +62,11 @@ class Captured:
         """Add the source of a user's function, class or module and of all that it refers to."""
         with self._at(_IN_CODE):
             _add_definition(thing, self)
+
+    def add_producer(self, cls: type) -> None:
+        """Add the definition of a producer's class, less what only counts its samples."""
+        self._producer = cls
+        self.add_definition(cls)
 
     @contextlib.contextmanager
     def _at(self, level: int) -> Iterator[None]:
@@ -354,10 +360,13 @@ def _add_definition(thing: Any, captured: Captured) -> None:
         _add_definition(module, captured)  # made by a call, as of namedtuple(), somewhere in it
         tree = ast.Module(body=[], type_ignores=[])
     name = qualname(thing)
+    counts = set[str]()
+    if thing is captured._producer:
+        tree, counts = found_source.without_lengths(tree)
     if tree.body:
         _add_source(name, tree, captured)
     if isinstance(thing, type):
-        _add_class_parts(thing, tree, captured)
+        _add_class_parts(thing, tree, captured, counts)
     module = found_source.module_of(thing)
     for used, attribute in found_source.user_imports(tree, getattr(module, "__package__", None)):
         if attribute is None:
@@ -385,11 +394,14 @@ def _add_source(name: str, tree: ast.Module, captured: Captured) -> None:
         captured.source[f"{name}#{len(same) + 1}" if same else name] = text
 
 
-def _add_class_parts(cls: type, tree: ast.Module, captured: Captured) -> None:
-    """What the statement of a class does not show: bases, closures, and attributes set at run time."""
+def _add_class_parts(cls: type, tree: ast.Module, captured: Captured, counts: set[str]) -> None:
+    """What the statement of a class does not show: bases, closures, and attributes set at run time.
+
+    ``counts``: attributes that only say how many samples there are.
+    """
     for base in cls.__mro__[1:]:
         _add_class(base, captured, foreign=not is_user_code(cls))
-    name, unread = qualname(cls), written_only(tree)
+    name, unread = qualname(cls), written_only(tree) | {f".{count}" for count in counts}
     for attribute, fn in found_source.methods_of(cls):
         dunder = attribute.startswith("__") and attribute != "__call__"
         if not is_user_code(fn) or (dunder and not found_source.has_source(fn)):

@@ -159,7 +159,7 @@ def producer_keys(producer: Producer, *, rehash: bool = False) -> tuple[Keys, di
     }
     fields = {name: _field_keys(name, f, captured) for name, f in schema.items()}
     if is_foreign(type(producer)):
-        captured.add_definition(type(producer))
+        captured.add_producer(type(producer))
     if captured.source:
         shared["source"] = dict(captured.source)
     if captured.bound:

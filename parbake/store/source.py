@@ -419,6 +419,29 @@ def written_only(tree: ast.AST) -> set[str]:
     return {name for name in set(writes) if seen.count(name) == writes.count(name)}
 
 
+def without_lengths(tree: ast.Module) -> tuple[ast.Module, set[str]]:
+    """A class less the defaults of fields that only its ``__len__`` reads, and the names of these.
+
+    They say how many samples a producer has, which is no key. Where anything else in the class reads the
+    field, or asks for its own length, the default stays.
+    """
+    tree = copy.deepcopy(tree)
+    names = set[str]()
+    for statement in tree.body:
+        if isinstance(statement, ast.ClassDef):
+            counting = [node for node in statement.body if getattr(node, "name", None) == "__len__"]
+            others = [node for node in statement.body if node not in counting]
+            elsewhere = {term for node in others for inner in ast.walk(node) if (term := _term(inner))}
+            read = {node.attr for fn in counting for node in ast.walk(fn) if isinstance(node, ast.Attribute)}
+            for node in others:
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    name = node.target.id
+                    if name in read and not {f".{name}", "len", "getattr", "vars"} & elsewhere:
+                        node.value = None
+                        names.add(name)
+    return tree, names
+
+
 def _term(node: ast.AST | None) -> str | None:
     if isinstance(node, ast.Attribute):
         return f".{node.attr}"
