@@ -1,0 +1,139 @@
+"""What README and the pages show runs as it stands there; the site builds, whole and by itself."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from pages import LANGUAGES, Block, PageRun, bake_stores, blocks_of, write_inputs
+
+from parbake.cli import main
+from parbake.producers.audio.paper import PAPER_CONFIGS, PaperConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    if DOCS / "reference" not in path.parents
+}
+WITH_CODE = {name: blocks for name, text in PAGES.items() if (blocks := blocks_of(text))}
+LEFT_OUT = [(name, block) for name, blocks in WITH_CODE.items() for block in blocks if block.skipped]
+SITE_NBYTES_MAX = 20 * 1024**2
+
+
+# ---- blocks
+
+
+@pytest.fixture(scope="session")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what every page finds in its own."""
+    folder = tmp_path_factory.mktemp("page")
+    bake_stores(folder)
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(baked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, as a page finds it; tones of the paper's set-ups are short."""
+    folder = tmp_path / "here"
+    shutil.copytree(baked, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    for number, config in PAPER_CONFIGS.items():
+        short = PaperConfig(config.family, config.sample_rate, 0.02)
+        monkeypatch.setitem(PAPER_CONFIGS, number, short)  # type: ignore[arg-type]
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
+
+
+def run_page(name: str, text: str | None = None) -> dict[str, Any]:
+    """The names that a page leaves."""
+    blocks = WITH_CODE[name] if text is None else blocks_of(text)
+    page = PageRun(name, blocks, {"train.zarr", "val.zarr"})
+    page.run()
+    return vars(page.module)
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_the_code_of_a_page_runs(name: str, folder: Path) -> None:
+    names = run_page(name)
+    if name in AFTER:
+        AFTER[name](names)
+
+
+@pytest.mark.parametrize(("name", "block"), LEFT_OUT, ids=[f"{n}:{b.line}" for n, b in LEFT_OUT])
+def test_a_block_is_left_out(name: str, block: Block) -> None:
+    """One for each block that does not run, so that every run of the tests lists them."""
+    assert block.skipped is not None
+    assert len(block.skipped.split()) >= 2, f"{name}:{block.line}: say why"
+    pytest.skip(f"{name}:{block.line} is not run: {block.skipped}")
+
+
+def test_nearly_all_blocks_run() -> None:
+    code = [b for blocks in WITH_CODE.values() for b in blocks if b.language != "text"]
+    assert len(code) >= 40
+    assert len(LEFT_OUT) <= 0.15 * len(code), [f"{name}:{block.line}" for name, block in LEFT_OUT]
+
+
+def test_blocks_are_of_kinds_that_are_known() -> None:
+    for name, blocks in WITH_CODE.items():
+        assert PAGES[name].count("```") == 2 * len(blocks), f"{name}: a fence is not closed"
+        for block in blocks:
+            assert block.language in LANGUAGES, f"{name}:{block.line}: {block.language!r}"
+            if block.language == "yaml":
+                assert block.file_name, f"{name}:{block.line}: the first line names no file"
+
+
+# ---- what some pages leave, as their text says
+
+
+def _readme(names: dict[str, Any]) -> None:
+    assert {"train", "store", "Waves", "teacher", "pair"} <= names.keys()
+    code = next(block.code for block in WITH_CODE["README.md"] if "class Waves" in block.code)
+    Path("simulations.py").write_text(code)
+    _parbake("build", "simulations:Waves", "--speed", "2", "-o", "waves.zarr")
+    assert _parbake("check", "waves.zarr", "simulations:Waves", "--speed", "2").strip() == "fresh"
+
+
+def _parbake(*words: str) -> str:
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def _loaders(names: dict[str, Any]) -> None:
+    assert names["windows"][0]["x"].shape == (256, 1)
+    assert names["again"].state_dict() == names["state"]
+
+
+def _containers(names: dict[str, Any]) -> None:
+    assert names["store"].is_foreign
+    assert len(names["train"]) == 100
+
+
+AFTER: dict[str, Callable[[dict[str, Any]], None]] = {
+    "README.md": _readme,
+    "docs/loaders.md": _loaders,
+    "docs/containers.md": _containers,
+}
+
+
+def test_recipe_of_the_readme_is_one(tmp_path: Path) -> None:
+    from parbake.producers.recipe import load_recipe, make_producer, producer_class
+
+    block = next(b for b in WITH_CODE["README.md"] if b.file_name == "recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text(block.code)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    params = {name: value for name, value in recipe.params.items() if name not in ("teacher", "sample_rate")}
+    assert len(make_producer(producer_class(recipe.producer), params)) == 50_000
