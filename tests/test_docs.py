@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from pages import LANGUAGES, Block, PageRun, bake_stores, blocks_of, write_inputs
 
+import parbake
 from parbake.cli import main
 from parbake.producers.audio.paper import PAPER_CONFIGS, PaperConfig
 
@@ -137,3 +142,92 @@ def test_recipe_of_the_readme_is_one(tmp_path: Path) -> None:
     recipe = load_recipe(tmp_path / "recipe.yaml")
     params = {name: value for name, value in recipe.params.items() if name not in ("teacher", "sample_rate")}
     assert len(make_producer(producer_class(recipe.producer), params)) == 50_000
+
+
+# ---- the site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as `make docs` builds it: any warning, such as a link or anchor that leads nowhere, fails."""
+    if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("material") is None:
+        pytest.skip("needs mkdocs-material, of the extra [docs]")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
+    built = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_the_site_builds_and_loads_nothing_from_other_hosts(site: Path) -> None:
+    for name in PAGES:
+        if name.startswith("docs/"):
+            assert (site / Path(name).relative_to("docs").with_suffix(".html")).is_file(), (
+                f"{name}: not built"
+            )
+    found = [
+        f"{path.name}: {loaded}" for path in site.rglob("*.html") for loaded in _loaded(path.read_text())
+    ]
+    found += [
+        f"{path.name}: {loaded}" for path in site.rglob("*.css") for loaded in _styled(path.read_text())
+    ]
+    assert found == []
+    assert (site / "search" / "search_index.json").stat().st_size > 100_000
+    assert sum(path.stat().st_size for path in site.rglob("*")) < SITE_NBYTES_MAX
+    shown = "".join(path.read_text() for path in (site / "reference").glob("*.html"))
+    missing = [name for name in parbake.__all__ if name != "__version__" and f">{name}</span>" not in shown]
+    assert missing == [], "of the face, but not in docs/reference"
+
+
+def _loaded(html: str) -> list[str]:
+    """Addresses on other hosts that a browser asks for by itself: not those of links to follow."""
+    tags = re.findall(r"<(?!a\b)[a-z]+\b[^>]*>", html)
+    found = [
+        url for tag in tags for url in re.findall(r"(?:src|srcset|href|data|poster)=[\"']?([^\"'\s>]+)", tag)
+    ]
+    return [url for url in found if re.match(r"(?:https?:)?//", url)] + _styled(html)
+
+
+def _styled(css: str) -> list[str]:
+    found = re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')\s;]+)", css)
+    return [url for url in found if re.match(r"(?:https?:)?//", url)]
+
+
+def test_what_a_browser_would_load_is_seen() -> None:
+    here = '<a href="https://x.org/"><img src="a.png"><style>b{background:url("data:image/svg,x")}</style>'
+    assert _loaded(here) == []
+    for tag in (
+        '<script src="https://x.org/a.js"></script>',
+        "<link rel=stylesheet href=//x.org/a.css>",
+        "<img alt='' src='http://x.org/a.png'>",
+        "<style>@import 'https://x.org/a.css';</style>",
+        '<p style="background: url(https://x.org/a.png)">',
+    ):
+        assert len(_loaded(here + tag)) == 1
+
+
+def test_links_of_the_pages_lead_somewhere_on_their_own() -> None:
+    """As they stand in the repository, where README, CHANGELOG and CONTRIBUTING are read."""
+    texts = PAGES | {name: (ROOT / name).read_text() for name in ("CHANGELOG.md", "CONTRIBUTING.md")}
+    dead = []
+    for name, text in texts.items():
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+            file, _, anchor = target.partition("#")
+            path = (ROOT / name).parent / file if file else ROOT / name
+            if re.match(r"[a-z]+:", target):
+                continue
+            if not path.exists() or (
+                anchor and path.suffix == ".md" and anchor not in _anchors(path.read_text())
+            ):
+                dead.append(f"{name}: {target}")
+    assert dead == []
+
+
+def _anchors(text: str) -> set[str]:
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    titles = re.findall(r"^#+ +(.+?) *$", prose, re.M)
+    found = {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip()) for title in titles}
+    return found | set(re.findall(r"^::: (\S+)", prose, re.M))
