@@ -164,7 +164,7 @@ class PageRun:
         assert words[0] == "parbake", f"{where}: neither parbake, nor cat, ls or echo"
         assert not {"|", ">", "&&", "||", ";", "&"} & set(words), f"{where}: a shell is needed"
         self._make_room(words)
-        result = CliRunner().invoke(main, _small(words[1:]), input="y\n", env=env)
+        result = CliRunner().invoke(main, _small(words[1:]), input="y\n", env=env, prog_name="parbake")
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         self.exit_code = result.exit_code

@@ -19,6 +19,7 @@ from pages import LANGUAGES, Block, PageRun, bake_stores, blocks_of, write_input
 import parbake
 from parbake.cli import main
 from parbake.producers.audio.paper import PAPER_CONFIGS, PaperConfig
+from parbake.store.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -62,9 +63,8 @@ def folder(baked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
             del sys.modules[name]
 
 
-def run_page(name: str, text: str | None = None) -> dict[str, Any]:
+def run_page(name: str, blocks: list[Block]) -> dict[str, Any]:
     """The names that a page leaves."""
-    blocks = WITH_CODE[name] if text is None else blocks_of(text)
     page = PageRun(name, blocks, {"train.zarr", "val.zarr"})
     page.run()
     return vars(page.module)
@@ -72,7 +72,7 @@ def run_page(name: str, text: str | None = None) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_the_code_of_a_page_runs(name: str, folder: Path) -> None:
-    names = run_page(name)
+    names = run_page(name, WITH_CODE[name])
     if name in AFTER:
         AFTER[name](names)
 
@@ -98,6 +98,62 @@ def test_blocks_are_of_kinds_that_are_known() -> None:
             assert block.language in LANGUAGES, f"{name}:{block.line}: {block.language!r}"
             if block.language == "yaml":
                 assert block.file_name, f"{name}:{block.line}: the first line names no file"
+
+
+WRONG = {
+    "an error": "```python\n1 / 0\n```",
+    "a warning": "```python\nimport warnings\nwarnings.warn('old')\n```",
+    "a name of a later block": "```python\nlater\n```\n\n```python\nlater = 1\n```",
+    "another answer": "```console\n$ parbake check train.zarr\nstale\n```",
+    "another exit code": "```console\n$ parbake check train.zarr\n$ echo $?\n1\n```",
+    "an unknown verb": "```console\n$ parbake bakes train.zarr\n```",
+    "an unknown option": "```console\n$ parbake inspect train.zarr --jason\n```",
+    "no such store": "```console\n$ parbake inspect other.zarr\n```",
+    "another program": "```console\n$ rm -rf train.zarr\n```",
+    "a pipe": "```console\n$ parbake ls . | cat\n```",
+    "output alone": "```console\nfresh\n```",
+}
+
+
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
+def test_a_page_that_is_wrong_fails(text: str, folder: Path) -> None:
+    with pytest.raises((AssertionError, ZeroDivisionError, NameError, UserWarning)):
+        run_page("wrong", blocks_of(text))
+
+
+def test_a_page_that_is_right_passes(folder: Path) -> None:
+    text = """
+        ```console
+        $ parbake check train.zarr
+        fresh
+        $ parbake build made.yaml
+        $ parbake diff train.zarr made.zarr
+        equal
+        ```
+        <!-- not run: is wrong -->
+        ```python
+        1 / 0
+        ```
+        ```yaml
+        # made.yaml
+        producer: sine-teacher
+        params:
+          num_samples: 5000
+        store:
+          path: made.zarr
+        ```
+        ```python
+        one = 1
+        ```
+        ```text
+        anything
+        ```
+        """
+    blocks = blocks_of(text)
+    assert [block.skipped for block in blocks] == [None, "is wrong", None, None, None]
+    assert run_page("right", blocks)["one"] == 1
+    assert len(open_store("made.zarr")) == 5  # fields
+    assert open_store("made.zarr").samples == 100
 
 
 # ---- what some pages leave, as their text says
