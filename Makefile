@@ -4,7 +4,7 @@ BIN := .venv/bin
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 
-.PHONY: demo test lint bench peers clean
+.PHONY: demo test lint docs bench peers clean
 
 # torch first and pinned: left to itself pip may take a CUDA build of several gigabytes
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -24,6 +24,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site
+	@echo "the site is in site/: open site/index.html, or with its search: $(BIN)/python -m http.server -d site"
+
 bench: .venv/installed
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
@@ -32,4 +36,4 @@ peers: .venv/installed
 	$(BIN)/python benchmarks/peers
 
 clean:
-	rm -rf .venv .bench-envs build *.egg-info demo.zarr
+	rm -rf .venv .bench-envs build site *.egg-info demo.zarr

@@ -227,6 +227,7 @@ class EpochLoader:
 
     @property
     def batch_size(self) -> int:
+        """Samples of a batch; the last of an epoch may have fewer."""
         return self._epochs.batch_size
 
     def __len__(self) -> int:

@@ -36,6 +36,7 @@ class ComputedStore(Samples):
 
     @property
     def path(self) -> str:
+        """What takes the place of a path in messages: ``computed NAME``."""
         return f"computed {self.producer.name}"
 
     @property
@@ -48,6 +49,7 @@ class ComputedStore(Samples):
 
     @property
     def is_stored(self) -> bool:
+        """False: every read computes."""
         return False
 
     @property

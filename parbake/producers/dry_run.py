@@ -45,6 +45,7 @@ class DryRun:
 
     @property
     def ratio(self) -> float:
+        """Raw bytes over stored ones, of all fields together."""
         return self.nbytes_raw / self.nbytes_stored
 
     @property

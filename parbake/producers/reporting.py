@@ -25,10 +25,12 @@ class Progress:
 
     @property
     def samples_per_s(self) -> float | None:
+        """Samples a second since this call began; None before the first."""
         return self.samples_done / self.seconds if self.samples_done and self.seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
+        """At the speed so far; None before the first sample."""
         rate = self.samples_per_s
         return (self.samples_total - self.samples_done) / rate if rate else None
 

@@ -28,14 +28,17 @@ class StoredField:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
         return self.layout.sample_shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """As on disk, byte order included; reading gives the native one."""
         return self.layout.numpy_dtype
 
     @property
     def is_scalar(self) -> bool:
+        """Whether a sample takes at most 64 bytes."""
         return self.layout.is_scalar
 
     @property

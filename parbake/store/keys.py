@@ -27,13 +27,24 @@ class Producer(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called, in keys, names of stores and messages."""
+
     @property
-    def version(self) -> int: ...
-    def schema(self) -> Mapping[str, Field]: ...
-    def invalidation_keys(self) -> Mapping[str, JSON]: ...
-    def __len__(self) -> int: ...
-    def produce(self, start: int, stop: int, fields: Sequence[str]) -> Mapping[str, Any]: ...
+    def version(self) -> int:
+        """To be raised when the code gives other values; makes stores baked before stale."""
+
+    def schema(self) -> Mapping[str, Field]:
+        """The fields by name: shapes and dims without the sample axis, dtypes, units, coordinates."""
+
+    def invalidation_keys(self) -> Mapping[str, JSON]:
+        """What values depend on: plain values, or arrays, paths, modules and callables, taken by content."""
+
+    def __len__(self) -> int:
+        """Number of samples; no key: more of them make a store grow."""
+
+    def produce(self, start: int, stop: int, fields: Sequence[str]) -> Mapping[str, Any]:
+        """Samples [start, stop) as ``{field: array [stop - start, *shape]}``, of ``fields`` at least."""
 
 
 def canonical(value: JSON) -> str:

@@ -129,10 +129,12 @@ class Field:
 
     @property
     def sample_nbytes(self) -> int:
+        """Size of one sample before compression, in bytes; at most 1 GiB."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_scalar(self) -> bool:
+        """Whether a sample takes at most 64 bytes: such fields are stored raw and shown as coordinates."""
         return self.sample_nbytes <= SCALAR_NBYTES
 
     @property

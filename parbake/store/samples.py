@@ -32,6 +32,7 @@ class FieldArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """(samples, *shape)."""
         return (self._store.samples, *self.field.shape)
 
     @property
@@ -41,6 +42,7 @@ class FieldArray:
 
     @property
     def ndim(self) -> int:
+        """Number of axes, the sample axis included."""
         return len(self.shape)
 
     def __len__(self) -> int:

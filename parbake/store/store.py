@@ -68,7 +68,7 @@ def open_store(
     the dimension that counts its samples, or of an array along whose first axis they lie.
     ``expect``: the producer that should have baked it; the store then shows ``len(expect)`` samples.
     ``checksums``: check each chunk when this process first reads it, ``"always"`` or ``"never"``.
-    ``mmap=False`` reads with ``pread``, for file systems on which a mapped file may vanish.
+    ``mmap``: False reads with ``pread``, for file systems on which a mapped file may vanish.
     ``cache_nbytes``: memory in each process for decoded chunks that hold many samples.
 
     Raises StoreNotFoundError, NotAStoreError, UnfinishedStoreError, DamagedStoreError, StaleStoreError.
@@ -158,6 +158,7 @@ class Store(Samples):
 
     @property
     def path(self) -> Path:
+        """The folder or file that the store is."""
         return self.contents.files.path
 
     @property
@@ -177,6 +178,7 @@ class Store(Samples):
 
     @property
     def fields(self) -> Mapping[str, StoredField]:
+        """The fields by name, in the producer's order, with shapes and dtypes as they are stored."""
         return self._document.fields
 
     @property
@@ -194,6 +196,7 @@ class Store(Samples):
 
     @property
     def invalidation_keys(self) -> Keys:
+        """What the values depend on, as stored: ``.shared``, and ``.fields`` with each field's own."""
         return self._document.keys
 
     @property
@@ -205,6 +208,7 @@ class Store(Samples):
 
     @property
     def provenance(self) -> Mapping[str, JSON]:
+        """How it was made: recipe, seed drawn, bakes, devices and versions by range of samples. No keys."""
         return self._document.provenance
 
     @property

@@ -153,6 +153,7 @@ class MeshSeries:
 
     @property
     def times(self) -> NDArray[np.float64]:
+        """Times of the steps, float64 [time], seconds, strictly increasing."""
         return np.array(self._summary.times)
 
     @property
@@ -162,6 +163,7 @@ class MeshSeries:
 
     @property
     def channels(self) -> tuple[str, ...]:
+        """Names of the channels, in the order in which ``read`` gives them."""
         return tuple(self._summary.dtypes)
 
     @property
@@ -171,10 +173,12 @@ class MeshSeries:
 
     @property
     def units(self) -> Mapping[str, str]:
+        """Units by channel, of those that have any."""
         return dict(self._summary.units)
 
     @property
     def notices(self) -> tuple[str, ...]:
+        """What reading left out or converted, a line each."""
         return self._summary.notices
 
     # ---- what is read
