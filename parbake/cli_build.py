@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from parbake import cli_recipe
 from parbake.cli_bake import BuildOptions, built
@@ -61,6 +62,8 @@ class BuildGroup(click.Group):
         )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell that completes the line
+            return super().parse_args(ctx, args)
         if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
             raise click.UsageError(
                 f"name the PRODUCER before its options: parbake build PRODUCER {args[0]}", ctx
@@ -79,9 +82,13 @@ class BuildGroup(click.Group):
         try:
             return producer_command(cli_recipe.find_source(cmd_name))
         except ParbakeError:
-            if ctx.resilient_parsing:  # a shell that completes the line
+            if ctx.resilient_parsing:
                 return None
             raise
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = super().shell_complete(ctx, incomplete)
+        return found or [CompletionItem(incomplete, type="file")]  # a recipe
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [

@@ -663,7 +663,13 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 def test_module_and_shell_completion_answer() -> None:
     assert python("-m", "parbake", "--version").stdout.startswith("parbake, version ")
     root = str(Path(__file__).resolve().parents[1])
-    for words, wanted in (("parbake in", "inspect"), ("parbake build ramp:Ramp --sc", "--scale")):
+    for words, wanted in (
+        ("parbake in", "inspect"),
+        ("parbake build ramp:Ramp --sc", "--scale"),
+        ("parbake build ", "plain,sine-teacher"),
+        ("parbake build rec", "file,rec"),
+        ("parbake build --", "--help"),
+    ):
         env = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_PARBAKE_COMPLETE": "bash_complete"}
         completed = subprocess.run(
             [sys.executable, "-m", "parbake"],
@@ -673,3 +679,4 @@ def test_module_and_shell_completion_answer() -> None:
             timeout=60,
         )
         assert wanted in completed.stdout, completed.stderr
+        assert completed.stderr == ""

@@ -6,6 +6,8 @@ import os
 import random
 import select
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -271,3 +273,22 @@ def test_dask_executor_serves(folder: Path) -> None:
     with distributed.Client(processes=False, dashboard_address=None) as client:
         store = bake(Loaf(), folder / "train.zarr", executor=client.get_executor(), progress=False)
     assert shard_bytes(store.path) == expected
+
+
+UNGUARDED = """
+import sys
+sys.path[:0] = {tests!r}
+from bakery import Loaf
+from parbake.producers.bake import bake
+from parbake.producers.executors import process_pool
+bake(Loaf(40), "loaf.zarr", executor=process_pool(2), progress=False)
+"""
+
+
+def test_a_script_that_its_own_workers_run_again_ends_and_says_why(folder: Path) -> None:
+    script = folder / "script.py"
+    script.write_text(UNGUARDED.format(tests=[str(Path(__file__).parent)]))
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "being baked by the script that started this process" in done.stderr
+    assert "if __name__ == '__main__':" in done.stderr

@@ -131,7 +131,8 @@ def baking_lock(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     """Hold the one right to bake ``target``; ``waiting`` is told once whom it waits for.
 
     The lock ends with its process. Its file goes away with the last holder: a waiter that had opened it
-    notices and opens the new one.
+    notices and opens the new one. Raises RecipeError where it would wait for its own parent: in a script
+    that every process of a pool runs again when it starts.
     """
     from filelock import FileLock, Timeout
 
@@ -141,8 +142,15 @@ def baking_lock(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
+        holder = ""
         with contextlib.suppress(OSError):
-            waiting(f"{target}: being baked by {file.read_text() or 'another process'}; waiting for it")
+            holder = file.read_text()
+        if holder == _holder(os.getppid()):
+            raise RecipeError(
+                f"{target}: being baked by the script that started this process and runs in it again; put "
+                "what the script does under: if __name__ == '__main__':"
+            ) from None
+        waiting(f"{target}: being baked by {holder or 'another process'}; waiting for it")
         lock.acquire(poll_interval=0.2)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
@@ -151,11 +159,15 @@ def baking_lock(target: Path, waiting: Callable[[str], None]) -> Iterator[None]:
             f"{target}: cannot write in {target.parent} ({error.strerror}); choose another path"
         ) from error
     try:
-        file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write_text(_holder(os.getpid()))
         yield
     finally:
         file.unlink(missing_ok=True)
         lock.release()
+
+
+def _holder(pid: int) -> str:
+    return f"process {pid} on {socket.gethostname()}"
 
 
 def check_target(target: Path) -> None:
