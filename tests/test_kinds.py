@@ -40,6 +40,8 @@ CHANNELS = {"channel": Coord(["vx", "vy", "p", "T"])}
         ((3,), ("entry",), {}, Form(Kind.OTHER)),
         ((3,), ("time",), {"time": Coord([1.0, 2.0, 4.0])}, Form(Kind.LINE, (0,))),
         ((4,), ("channel",), CHANNELS, Form(Kind.OTHER)),
+        ((1, 20), ("time", "channel"), {}, Form(Kind.LINE, (1,))),
+        ((50, 1), ("channel", "a"), {n: along("channel", 50) for n in "xy"}, Form(Kind.MESH, (0,))),
         ((300, 4), ("a", "b"), {}, Form(Kind.LINE, (0,), 1)),
         ((300, 4), ("a", "channel"), CHANNELS, Form(Kind.LINE, (0,), 1)),
         ((28, 28), ("row", "column"), {}, Form(Kind.IMAGE, (0, 1))),

@@ -61,7 +61,8 @@ def form_of(field: StoredField, coords: Mapping[str, Coord]) -> Form:
     if node:
         rest = [axis for axis in long if axis != node[0]]
         if not rest or (len(rest) == 1 and field.shape[rest[0]] <= CHANNELS_MAX):
-            return Form(Kind.MESH, (node[0],), _channel(field, rest))
+            named = _named_channel(field)  # be it one long: its channel may have a name
+            return Form(Kind.MESH, (node[0],), rest[0] if rest else None if named == node[0] else named)
         return Form(Kind.OTHER)
     if len(long) == 1:
         return _line(field, coords, long[0], None)
@@ -97,13 +98,10 @@ def _of_two(field: StoredField, coords: Mapping[str, Coord], long: tuple[int, ..
 
 def _line(field: StoredField, coords: Mapping[str, Coord], axis: int, channel: int | None) -> Form:
     if _has_values(field.dims[axis], coords) or field.shape[axis] >= _LINE_MIN:
-        return Form(Kind.LINE, (axis,), channel if channel is not None else _channel(field, ()))
+        if channel is None and _named_channel(field) != axis:
+            channel = _named_channel(field)
+        return Form(Kind.LINE, (axis,), channel)
     return Form(Kind.OTHER)
-
-
-def _channel(field: StoredField, rest: list[int] | tuple[int, ...]) -> int | None:
-    """The axis of channels, be it one long: its channel may have a name."""
-    return rest[0] if rest else _named_channel(field)
 
 
 def _named_channel(field: StoredField) -> int | None:
