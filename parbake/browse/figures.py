@@ -27,12 +27,8 @@ SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
 _TEXT_MAX = 48  # characters of a name in a figure
 
 
-class LibraryMissingError(RecipeError):
-    """A picture was asked for and matplotlib is not installed."""
-
-
 def figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
-    """An empty figure on white that belongs to no window. Raises LibraryMissingError."""
+    """An empty figure on white that belongs to no window. Raises RecipeError without matplotlib."""
     return _picture_class()(figsize=(width_in, height_in), dpi=DPI, layout="constrained", facecolor="white")
 
 
@@ -41,7 +37,7 @@ def _picture_class() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise LibraryMissingError(
+        raise RecipeError(
             f"pictures need matplotlib ({error}); install it with: pip install 'parbake[plot]'"
         ) from None
 
@@ -66,6 +62,16 @@ def rendered(shown: Figure, suffix: str = "png", scale: float = 2.0) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph ")  # a name in a script that the font has not
         shown.savefig(buffer, format=suffix, dpi=DPI * scale, facecolor="white", metadata=undated[suffix])
     return buffer.getvalue()
+
+
+def compact(png: bytes) -> bytes:
+    """A picture in 256 colours of its own choice: a third of the bytes, and the eye sees no difference."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return min(buffer.getvalue(), png, key=len)
 
 
 def plain(text: object, longest: int = _TEXT_MAX) -> str:

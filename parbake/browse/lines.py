@@ -27,6 +27,7 @@ Reals = NDArray[np.float64]
 
 CURVES_MAX = 6
 _POINTS_MAX = 1600  # of a line; more are drawn as an envelope
+_DOTTED_MAX = 120  # points of a line that are few enough to be seen singly
 _PERIODS = 4
 _SHOWN_DB = 130  # of a spectrum, below its highest line
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -117,7 +118,8 @@ def draw_waveform(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
             handles.append(band)
             what = f"{what}, lowest to highest" if "lowest" not in what else what
         else:
-            handles += axes.plot(position, values, color=colour, linewidth=1.4)
+            dotted = "." if len(position) < _DOTTED_MAX else ""
+            handles += axes.plot(position, values, color=colour, linewidth=1.4, marker=dotted, markersize=5)
     figures.styled(axes, what, figures.with_units(signals.axis, unit), signals.value_label)
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.margins(x=0.005)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,9 @@ from parbake.store.samples import Samples
 from parbake.store.shard import ShardIdentity
 from parbake.store.verify import VerifyReport, verify
 from parbake.store.zarr_zip import OpenZip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESERVED_NBYTES_MAX = 1 << 30  # of decoded chunks, taken without being asked for in bytes
 
@@ -358,6 +361,17 @@ class Store(Samples):
 
             return xr.open_dataset(self.path, engine="h5netcdf")
         return xr.open_zarr(self.path, chunks=None)
+
+    def plot(self, sample: int | None = None, field: str | None = None) -> Figure:
+        """A matplotlib figure of one sample (the middle one unless named), or of one of its fields.
+
+        Waveforms with their spectra, maps on meshes, images; of scalars the distribution over the samples.
+        It belongs to no window and shows itself in a notebook. Raises IndexError, RecipeError (unknown
+        field, or no matplotlib: the extra ``[plot]``), DamagedStoreError.
+        """
+        from parbake.browse.plot import figure_of
+
+        return figure_of(self, sample, field)
 
     # ---- housekeeping
 
