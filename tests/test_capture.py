@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import enum
 import functools
@@ -1150,3 +1151,18 @@ def test_a_default_that_values_may_depend_on_is_a_key(use: str, tmp_path: Path) 
 def test_a_length_that_a_value_is_made_of_is_told(tmp_path: Path) -> None:
     text = "class D:\n    n: int = {}\n    def __len__(self): return self.n\ndef f(i): return len(D())"
     assert told_of(tmp_path, text.format(5)) != told_of(tmp_path, text.format(6))
+
+
+def test_definitions_in_a_notebook_are_told() -> None:
+    """A notebook compiles a cell statement by statement, and so otherwise than a file."""
+    cell = (
+        "import math\nclass K:\n    def g(self, i): return math.sin(i)\ndef f(i): return math.cos(i), K()\n"
+    )
+    name = "<a cell>"
+    linecache.cache[name] = (len(cell), None, cell.splitlines(keepends=True), name)
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    for statement in ast.parse(cell).body:
+        exec(compile(ast.Module([statement], []), name, "exec"), scope)
+    captured = Captured()
+    capture(scope["f"], captured)
+    assert {path.rpartition(".")[2] for path in captured.source} == {"f", "K"}

@@ -182,6 +182,18 @@ def _parsed(text: str) -> tuple[ast.Module, tuple[types.CodeType, ...]]:
     return tree, tuple(_inner_codes(compile(text, "<source>", "exec", dont_inherit=True)))
 
 
+@functools.lru_cache(maxsize=64)
+def _compiled_apart(text: str) -> tuple[types.CodeType, ...]:
+    """The code of all functions, compiled as notebooks do it: each statement of a cell for itself.
+
+    It can differ from the other: Python compiles calls on modules that the same unit imports in another way.
+    """
+    apart = (ast.Module([statement], []) for statement in _parsed(text)[0].body)
+    return tuple(
+        code for unit in apart for code in _inner_codes(compile(unit, "<cell>", "exec", dont_inherit=True))
+    )
+
+
 def _inner_codes(code: types.CodeType) -> Iterator[types.CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -209,6 +221,7 @@ def _function_node(fn: types.FunctionType, text: str) -> ast.stmt:
     tree, codes = _parsed(text)
     running = fn.__code__
     same = [code for code in codes if _same_code(code, running)]
+    same = same or [code for code in _compiled_apart(text) if _same_code(code, running)]
     if not same and _is_rewritten(module_of(fn)):
         same = [running]
     if not same:
