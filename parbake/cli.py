@@ -162,7 +162,7 @@ def inspect(
     sample_dim: str | None,
     as_json: bool,
 ) -> None:
-    """Show fields, chunks, sizes, statistics, keys and provenance of the store at PATH.
+    """Show fields, sizes, statistics, keys and provenance of PATH.
 
     With --plot or --html these files are written instead, and named.
     """
@@ -195,7 +195,7 @@ def inspect(
 @as_json_option
 @click.pass_context
 def check(ctx: click.Context, path: Path, recipe: tuple[str, ...], rehash: bool, as_json: bool) -> None:
-    """Say whether the store at PATH is fresh, or which invalidation keys changed.
+    """Say whether PATH is fresh, or which invalidation keys changed.
 
     RECIPE: a recipe file, or PRODUCER and its options as for 'build'. A store of a built-in producer
     knows its own.

@@ -83,13 +83,13 @@ def bench(
     sample_dim: str | None,
     as_json: bool,
 ) -> None:
-    """Measure how fast the store at PATH loads in random order, and show the best setting as code.
+    """Measure how fast PATH loads, and show the best way as code.
 
-    For torch's DataLoader, BatchLoader (threads) and ds.loader (processes that share memory): samples and
-    decoded MB (1,000,000 bytes) a second, every value summed on one thread, and the time to the first
-    batch. Measured is a later epoch: files in memory, checksums checked. Cold is the first one; but the
-    kernel is only asked to forget the files, and keeps what another process uses. The best is the fastest,
-    or the simplest of those within 5 % of it; DataLoader with 0 workers reads while your loop waits.
+    In random order, for torch's DataLoader, BatchLoader (threads) and ds.loader (processes that share
+    memory): samples and decoded MB (1,000,000 bytes) a second, every value summed on one thread, and the time
+    to the first batch. Measured is a later epoch: files in memory, checksums checked. Cold is the first one;
+    but the kernel is only asked to forget the files, and keeps what another process uses. The best is the
+    fastest, or the simplest of those within 5 % of it; DataLoader with 0 workers reads while your loop waits.
     """
     from parbake.loaders import machine, timing
 
@@ -204,7 +204,7 @@ def _show(
     subject: Subject, measured: Sequence[Measurement], skipped: Mapping[Setting, str], best: Measurement
 ) -> None:
     """A row for each setting, and the best as code."""
-    from parbake.cli_output import print_parts, table
+    from parbake.cli_tables import Rows, print_parts
 
     for reason in dict.fromkeys(skipped.values()):
         which = [setting for setting, why in skipped.items() if why == reason]
@@ -224,7 +224,7 @@ def _show(
     ]
     if cold:
         header += ["cold", "first cold"]
-    print_parts(table(header, rows, right=range(1, len(header)), gap=1 if cold else 2))
+    print_parts(Rows(header, rows, range(1, len(header)), gap=1 if cold else 2))
     setting = best.setting
     click.echo(f"best: {_named(setting)}, {human.rate(best.samples_per_s)}")
     click.echo(setting.code(subject.path, subject.fields, subject.sample_dim))

@@ -92,7 +92,7 @@ class BuildGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [
-            (name, command.get_short_help_str(60))
+            (name, command.get_short_help_str(64))
             for name in self.list_commands(ctx)
             if (command := self.get_command(ctx, name)) is not None
         ]

@@ -65,9 +65,10 @@ def clear(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Remove stores from DIR (the cache folder unless named), after showing them and asking.
+    """Remove stores from DIR, after showing them and asking.
 
-    What is being baked or read stays, and so does all that is not parbake's.
+    DIR: the cache folder unless named. What is being baked or read stays, and so does all that is not
+    parbake's.
     """
     from parbake import cli_output as output
     from parbake.store.cache import nbytes_of

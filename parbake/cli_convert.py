@@ -49,10 +49,11 @@ def convert(
     recipe: str | None,
     as_json: bool,
 ) -> None:
-    """Make a store of SRC at DST: a Zarr directory, a zip (DST ends in .zip) or an HDF5 file (.h5).
+    """Make a store of SRC at DST, in the container that DST names.
 
-    SRC: a store, whose encoded chunks move as they are; a Zarr, HDF5 or NetCDF4 file that others wrote; a
-    legacy .pt or .pkl cache. What was written is compared with SRC before it gets its name.
+    DST: a zip where it ends in .zip, an HDF5 file in .h5, else a Zarr directory. SRC: a store, whose encoded
+    chunks move as they are; a Zarr, HDF5 or NetCDF4 file that others wrote; a legacy .pt or .pkl cache. What
+    was written is compared with SRC before it gets its name.
     """
     from parbake import cli_output as output
     from parbake.cli_recipe import parse_producer, results_kept_apart
@@ -89,10 +90,10 @@ def convert(
 @as_json_option
 @click.pass_context
 def diff(ctx: click.Context, first: Path, second: Path, sample_dim: str | None, as_json: bool) -> None:
-    """Say whether two stores hold the same: keys, fields, samples bit for bit.
+    """Say whether two stores hold the same keys, fields and samples.
 
-    Exits with 1 where they differ. Codec, chunks, container and provenance are no difference, nor are the
-    keys of a file that others wrote, which nobody knows.
+    Samples are compared bit for bit. Exits with 1 where they differ. Codec, chunks, container and provenance
+    are no difference, nor are the keys of a file that others wrote, which nobody knows.
     """
     from parbake import cli_output as output
     from parbake.store.differences import compare_stores

@@ -10,14 +10,8 @@ import click
 
 from parbake import human
 from parbake.browse import facts
-from parbake.cli_output import (
-    bakes_json,
-    pairs,
-    print_json,
-    print_parts,
-    ratio_of,
-    table,
-)
+from parbake.cli_output import bakes_json, print_json, ratio_of
+from parbake.cli_tables import Rows, pairs, print_parts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -109,13 +103,13 @@ def _fields_table(store: Store) -> RenderableType:
         (name, ", ".join(facts.dims(f, store.samples)), str(f.dtype), f.units or "")
         for name, f in store.fields.items()
     ]
-    return table(("field", "dimensions", "dtype", "units"), rows, wrapped=1)
+    return Rows(("field", "dimensions", "dtype", "units"), rows, folded=1)
 
 
 def _chunks_table(store: Store) -> RenderableType:
     rows = [(name, *facts.chunk_row(store, f)) for name, f in store.fields.items()]
     header = ("field", "chunk samples", "bytes", "shard samples", "codec", "stored", "ratio")
-    return table(header, rows, right=(1, 2, 3, 5, 6))
+    return Rows(header, rows, (1, 2, 3, 5, 6))
 
 
 def _statistics_table(store: Store) -> RenderableType:
@@ -128,7 +122,7 @@ def _statistics_table(store: Store) -> RenderableType:
     if any(row[-1] for row in rows):
         header.append("not finite")
     cells = [row[: len(header)] for row in rows]
-    return table(header, cells, right=tuple(range(1, len(header))))
+    return Rows(header, cells, range(1, len(header)))
 
 
 def _values(coord: Coord) -> list[Any]:

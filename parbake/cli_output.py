@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from parbake import human
 from parbake.browse.facts import raw_nbytes, stored_nbytes
+from parbake.cli_tables import Rows, pairs, print_parts
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from parbake.producers.dry_run import DryRun
     from parbake.producers.reporting import Progress
     from parbake.store.cache import StoreSummary
@@ -189,15 +188,13 @@ def show_stores(folder: Path, stores: Sequence[StoreSummary], as_json: bool) -> 
     operators = [s for s in stores if s.producer == _OPERATOR]
     listed = [s for s in stores if s.producer != _OPERATOR]
     if listed:
-        # a cache names its entries by producer and keys: said once is enough in 80 columns
-        named = all(s.path.name.startswith(f"{s.producer}-") for s in listed)
-        origin = ("inputs",) if named else ("producer", "keys")
-        header = ("store", *origin, "samples", "size", "ratio", "state", "used")
-        cells = [_listed(store, named) for store in listed]
-        print_parts(table(header, cells, right=range(len(origin) + 1, len(origin) + 4), gap=1))
+        columns = _columns(listed)
+        right = [i for i, name in enumerate(columns) if name in ("samples", "size", "ratio")]
+        print_parts(Rows([*columns], [*zip(*columns.values(), strict=True)], right, gap=1))
     kept = human.size(sum(s.nbytes_stored for s in operators))
     beside = f", with {human.count(len(operators), 'interpolation operator')} of {kept}" if operators else ""
-    click.echo(f"{folder}: {human.count(len(listed), 'store')}, {human.size(total)}{beside}")
+    whole = ", all complete" if listed and all(s.state == "complete" for s in listed) else ""
+    click.echo(f"{folder}: {human.count(len(listed), 'store')}{whole}, {human.size(total)}{beside}")
 
 
 def show_clearing(folder: Path, whole: Sequence[StoreSummary], bakes: Sequence[StoreSummary]) -> None:
@@ -227,66 +224,31 @@ def show_cleared(
         click.echo(f"{folder}: {stores} removed, {human.size(freed_nbytes)} freed")
 
 
-def _listed(store: StoreSummary, named: bool) -> tuple[str, ...]:
-    return (
-        store.path.name,
-        *((", ".join(store.inputs) or "-",) if named else (store.producer or "-", (store.keys or "-")[:8])),
-        f"{store.samples:,}" if store.samples is not None else "-",
-        human.size(store.nbytes_stored),
-        human.ratio(store.ratio, 1) if store.ratio else "-",
-        store.state,
-        _age(store.last_used) if store.last_used else "-",
-    )
+def _columns(stores: Sequence[StoreSummary]) -> dict[str, list[str]]:
+    """What is told of each store, less what is the same of all as it should be: 80 columns are few."""
+    columns = {
+        "store": [s.path.name for s in stores],
+        "producer": [s.producer or "-" for s in stores],
+        "keys": [(s.keys or "-")[:8] for s in stores],
+        "samples": [f"{s.samples:,}" if s.samples is not None else "-" for s in stores],
+        "size": [human.size(s.nbytes_stored) for s in stores],
+        "ratio": [human.ratio(s.ratio, 1) if s.ratio else "-" for s in stores],
+        "state": [s.state for s in stores],
+        "used": [_age(s.last_used) if s.last_used else "-" for s in stores],
+    }
+    if all(s.path.name.startswith(f"{s.producer}-") for s in stores):  # a cache's own names
+        del columns["producer"], columns["keys"]
+        if any(s.inputs for s in stores):
+            inputs = {"inputs": [", ".join(s.inputs) or "-" for s in stores]}
+            columns = {"store": columns.pop("store"), **inputs, **columns}
+    if all(s.state == "complete" for s in stores):
+        del columns["state"]
+    return columns
 
 
 def _age(moment: datetime) -> str:
     days = (datetime.now().astimezone().date() - moment.astimezone().date()).days
     return "today" if days < 1 else f"{days} d ago"
-
-
-# ---- printing
-
-
-def table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    right: Sequence[int] = (),
-    wrapped: int = 0,
-    gap: int = 2,
-) -> RenderableType:
-    """Rows of text; columns ``right`` are numbers, ``wrapped`` breaks its lines on a narrow screen."""
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
-    for position, name in enumerate(header):
-        made.add_column(
-            name,
-            justify="right" if position in right else "left",
-            overflow="fold",
-            no_wrap=position != wrapped,
-        )
-    for row in rows:
-        made.add_row(*(Text(human.printable(cell)) for cell in row))  # Text: [brackets] are no markup
-    return made
-
-
-def pairs(rows: Iterable[tuple[str, str]]) -> RenderableType:
-    """A line for each ``key: value``."""
-    from rich.text import Text
-
-    lines = [Text.assemble((f"{human.printable(k)}: ", "dim"), human.printable(v)) for k, v in rows]
-    return Text("\n").join(lines)
-
-
-def print_parts(*parts: RenderableType) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    for part in parts:
-        console.print(part, soft_wrap=not isinstance(part, Table))  # soft: copied lines stay whole
 
 
 def print_json(**values: Any) -> None:

@@ -69,7 +69,10 @@ def chunk_row(store: Store, field: StoredField) -> tuple[str, ...]:
         f"{layout.shard_samples:,}",
         layout.codec,
         human.size(stored),
-        human.ratio(store.samples * layout.sample_nbytes, stored),
+        # a chunk that is not full says nothing of compression
+        human.ratio(store.samples * layout.sample_nbytes, stored)
+        if store.samples >= layout.chunk_samples
+        else "-",
     )
 
 
@@ -105,13 +108,19 @@ def coord_text(coord: Coord) -> str:
 
 
 def flat_keys(store: Store) -> Iterator[tuple[str, str]]:
-    """Keys as a change of them is named, without what the tables show."""
+    """Keys as a change of them is named, without what the tables show and which name stands for a module."""
     shared = dict(store.invalidation_keys.shared)
+    if isinstance(names := shared.get("globals"), Mapping):
+        shared["globals"] = {name: value for name, value in names.items() if not _is_module(value)}
     yield from flat(shared.pop("keys", {}))
     yield from flat(shared)
     for field, keys in store.invalidation_keys.fields.items():
         own = {key: value for key, value in keys.items() if key not in FIELD_KEYS}
         yield from ((f"field {field!r}: {path}", value) for path, value in flat(own))
+
+
+def _is_module(value: JSON) -> bool:
+    return isinstance(value, Mapping) and value.keys() == {"module"}
 
 
 def provenance_lines(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -130,9 +139,12 @@ def provenance_lines(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]
     for segment in rest.pop("segments", []):
         environment = dict(segment["environment"])
         versions = [f"{name} {version}" for name, version in environment.pop("versions", {}).items()]
-        made = ", ".join([*(f"{name} {value}" for name, value in environment.items()), *versions])
+        made = [f"{name} {value}" for name, value in environment.items() if value is not None]
         samples = f"samples {segment['start']:,}-{segment['stop'] - 1:,}"
-        yield f"{', '.join(segment['fields'])}", f"{samples}, batches of {segment['batch_size']}, {made}"
+        yield (
+            f"{', '.join(segment['fields'])}",
+            f"{samples}, batches of {segment['batch_size']}, {', '.join([*made, *versions])}",
+        )
     yield from ((path, value) for path, value in flat(rest) if value not in ("null", "[]"))
 
 

@@ -36,7 +36,7 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class MeshPair:
-    """Fields of a coarse mesh series at the nodes of a finer one, step by step.
+    """Fields of a coarse mesh series at the nodes of a finer one.
 
     Fields, each [node, channel] at the target's nodes: coarse_interp, the source's values interpolated;
     fine_features, the target's own; with ``residual`` their difference fine_features - coarse_interp.
