@@ -42,19 +42,20 @@ from parbake.store.shard import pack_shard, shard_nbytes_min
 
 _DOCUMENT_NBYTES_MAX = 64 * 1024**2
 _FORMAT = "parbake_format"
+_OF_NETCDF = "_NCProperties"  # of files that a netCDF library made
 _EDITED = "description edited since the bake"
 _AGAIN = "convert or bake the store again"
 
 
 def is_ours(path: Path) -> bool:
-    """Whether an HDF5 file says that parbake wrote it: attributes that travelled alone do not.
+    """Whether an HDF5 file says that parbake wrote it: attributes that travelled do not, nor whole trees.
 
     False also where the HDF5 library cannot read that.
     """
     files = OpenFile(path)
     try:
         with hdf5_file(files) as file:
-            return _FORMAT in file.attrs and MANIFEST in file
+            return _FORMAT in file.attrs and MANIFEST in file and _OF_NETCDF not in file.attrs
     except CodecError:
         return False
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,6 @@ from parbake.store.containers import open_contents
 from parbake.store.contents import Contents, Sealed
 from parbake.store.document import Manifest, StoredField, StoreDocument
 from parbake.store.foreign.arrays import structure_digest
-from parbake.store.hdf5_index import OpenFile
 from parbake.store.index import Index, Window, normalised_index
 from parbake.store.keys import (
     JSON,
@@ -47,7 +45,6 @@ from parbake.store.reader import CACHE_NBYTES, Reader
 from parbake.store.samples import Samples
 from parbake.store.shard import ShardIdentity
 from parbake.store.verify import VerifyReport, verify
-from parbake.store.zarr_zip import OpenZip
 
 RESERVED_NBYTES_MAX = 1 << 30  # of decoded chunks, taken without being asked for in bytes
 
@@ -330,34 +327,14 @@ class Store(Samples):
         return verify(self)
 
     def to_xarray(self) -> Any:
-        """The store as an ``xarray.Dataset``, lazily, with channels by name. Needs the extra ``[xarray]``.
+        """The samples as an ``xarray.Dataset``, lazily, channels by name. Needs the extra ``[xarray]``.
 
-        Of an HDF5 file with compressed fields, their values need the extra ``[hdf5]`` too. A foreign
-        file is opened as it is.
+        The same as ``xarray.open_dataset(path, engine="parbake")``, but read through this store, for as long
+        as it is open.
         """
-        if self.is_foreign:
-            return self._as_dataset()
-        named = {name: list(c.labels) for name, c in self.coords.items() if c.labels is not None}
-        dataset = self._as_dataset().isel(sample=slice(self.samples))
-        return dataset.assign_coords({name: (dataset[name].dims, labels) for name, labels in named.items()})
+        from parbake.browse.xarrays import dataset_of
 
-    def _as_dataset(self) -> Any:
-        import xarray as xr
-
-        if isinstance(files := self.contents.files, OpenZip):
-            from zarr.storage import ZipStore
-
-            archive = ZipStore(self.path, mode="r")
-            if not files.root:
-                return xr.open_zarr(archive, chunks=None)
-            # xarray looks for consolidated metadata at the top alone
-            return xr.open_zarr(archive, group=files.root, consolidated=False, chunks=None)
-        if isinstance(files, OpenFile):
-            with contextlib.suppress(ImportError):  # raw ones need no filter
-                import hdf5plugin  # noqa: F401
-
-            return xr.open_dataset(self.path, engine="h5netcdf")
-        return xr.open_zarr(self.path, chunks=None)
+        return dataset_of(self)
 
     # ---- housekeeping
 

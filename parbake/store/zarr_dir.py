@@ -34,6 +34,7 @@ from parbake.store.zarr_format import (
     checked_metadata,
     coords_of,
     core_of,
+    is_copied,
     same_json,
     sealed_root,
     shard_file,
@@ -82,7 +83,7 @@ def write_root(folder: Path, root: Mapping[str, Any]) -> None:
 def is_ours(files: Files) -> bool:
     """Whether parbake wrote what is in a folder or zip, damaged or not: what says so is there more than once.
 
-    Our attributes alone are no proof: xarray copies them.
+    Our attributes alone are no proof: xarray copies them, and of trees the manifest too.
     """
     marked = _has(files, f"{MANIFEST}/{ROOT}")
     try:
@@ -92,8 +93,9 @@ def is_ours(files: Files) -> bool:
         return marked
     if b"parbake_" not in content:
         return False
-    with contextlib.suppress(TypeError, KeyError):
-        marked = marked or MANIFEST in root["consolidated_metadata"]["metadata"]
+    with contextlib.suppress(TypeError, KeyError, AttributeError):
+        nodes = root["consolidated_metadata"]["metadata"]
+        marked = (marked or MANIFEST in nodes) and not is_copied(nodes)
     return marked
 
 

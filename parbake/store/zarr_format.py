@@ -232,7 +232,7 @@ def checked_metadata(path: Path, root: dict[str, Any]) -> Opened:
         raise NotAStoreError(f"{path}: a Zarr group that parbake did not bake; open it with zarr or xarray")
     consolidated = root.get("consolidated_metadata")
     nodes = consolidated.get("metadata") if isinstance(consolidated, dict) else None
-    if not isinstance(nodes, dict) or MANIFEST not in nodes:
+    if not isinstance(nodes, dict) or MANIFEST not in nodes or is_copied(nodes):
         raise NotAStoreError(
             f"{path}: carries attributes copied from a parbake store but was not baked by parbake, "
             "so its keys are unknown; open it with zarr or xarray"
@@ -256,6 +256,15 @@ def checked_metadata(path: Path, root: dict[str, Any]) -> Opened:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise DamagedStoreError(f"{path}/{ROOT}: not a store of format {FORMAT} ({error!r})") from None
     return Opened(document, root, str(attributes[SEAL]), edited=not whole)
+
+
+def is_copied(nodes: Mapping[str, Any]) -> bool:
+    """Whether another program wrote a store's nodes anew: xarray copies whole trees, keys and seal included.
+
+    It gives arrays of floats a ``_FillValue``; those in a manifest of ours have no attributes at all.
+    """
+    inner = (node for path, node in nodes.items() if path.startswith(f"{MANIFEST}/"))
+    return any(isinstance(node, Mapping) and node.get("attributes") for node in inner)
 
 
 def _parse(root: dict[str, Any], attributes: dict[str, Any], nodes: dict[str, Any]) -> StoreDocument:
