@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake import human
+from parbake.browse.facts import raw_nbytes, stored_nbytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -305,14 +306,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path | datetime) else value
-
-
-def raw_nbytes(store: Store) -> int:
-    return sum(store.samples * int(f.layout.sample_nbytes) for f in store.fields.values())
-
-
-def stored_nbytes(store: Store) -> int:
-    return sum(map(store.nbytes_stored, store.fields))
 
 
 def ratio_of(raw: int, stored: int) -> float | None:

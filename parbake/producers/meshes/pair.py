@@ -26,6 +26,12 @@ from parbake.store.layout import Coord, Field
 
 _AXES = ("x", "y", "z")
 _LISTED = 5  # unmatched times that a notice names
+_TEXTS = {
+    "coarse_interp": "source interpolated to the target's nodes",
+    "fine_features": "target",
+    "residual": "fine_features - coarse_interp",
+    "coarse_features": "source at its own nodes",
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,9 @@ class MeshPair:
 
     Fields, each [node, channel] at the target's nodes: coarse_interp, the source's values interpolated;
     fine_features, the target's own; with ``residual`` their difference fine_features - coarse_interp.
-    Scalar time (s), the target's. Coordinates: the channels' names, the nodes' positions x, y(, z).
+    With ``keep_coarse`` also coarse_features [coarse_node, channel], the source's own values at its own
+    nodes, whose positions are coarse_x, coarse_y(, coarse_z). Scalar time (s), the target's. Coordinates:
+    the channels' names, the nodes' positions x, y(, z).
 
     ``source``, ``target``: files that ``MeshSeries.open`` reads, or series at hand; the keys are the same
     either way: both meshes, times and the values of the used channels, by content. ``channels``: those of
@@ -71,6 +79,9 @@ class MeshPair:
     )
     allow_nan: bool = field(default=False, metadata=option("Take NaN of the series as values."))
     residual: bool = field(default=False, metadata=option("Also store fine_features - coarse_interp."))
+    keep_coarse: bool = field(
+        default=False, metadata=option("Also store the source's own values, at its own nodes.")
+    )
     dtype: Literal["float32", "float64"] = field(default="float32", metadata=option("As stored."))
     operators: Path | None = field(default=None, metadata={"option": False, "recipe": False})
 
@@ -169,35 +180,29 @@ class MeshPair:
         return len(self.steps)
 
     def schema(self) -> dict[str, Field]:
-        points = self.target_series.mesh.points
-        units = self.target_series.units
+        chosen = {"residual": self.residual, "coarse_features": self.keep_coarse}
+        fields = {name: self._field(name) for name in _TEXTS if chosen.get(name, True)}
+        return fields | {"time": Field((), "float64", (), units="s", description="time of the target's step")}
+
+    def _field(self, name: str) -> Field:
+        """One of the fields at nodes: the target's, or for ``coarse_features`` the source's."""
+        coarse = name == "coarse_features"
+        series, prefix = (self.source_series, "coarse_") if coarse else (self.target_series, "")
+        points, units, dim = series.mesh.points, series.units, f"{prefix}node"
+        positions = {
+            f"{prefix}{axis}": Coord(points[:, i], dim=dim) for i, axis in enumerate(_AXES[: points.shape[1]])
+        }
         described = ", ".join(f"{n} ({units[n]})" if n in units else n for n in self.used_channels)
-        coords = {
-            "channel": Coord(np.array(self.used_channels)),
-            **{axis: Coord(points[:, i], dim="node") for i, axis in enumerate(_AXES[: points.shape[1]])},
-        }
-        texts = {
-            "coarse_interp": "source interpolated to the target's nodes",
-            "fine_features": "target",
-            "residual": "fine_features - coarse_interp",
-        }
-        alike = {units.get(name) for name in self.used_channels}
-        return {
-            **{
-                name: Field(
-                    (len(points), len(self.used_channels)),
-                    self.dtype,
-                    ("node", "channel"),
-                    units=next(iter(alike)) if len(alike) == 1 else None,
-                    description=f"{text}: {described}",
-                    coords=coords,
-                    allow_nan=self.allow_nan or (self.outside == "nan" and name != "fine_features"),
-                )
-                for name, text in texts.items()
-                if name != "residual" or self.residual
-            },
-            "time": Field((), "float64", (), units="s", description="time of the target's step"),
-        }
+        alike = {units.get(channel) for channel in self.used_channels}
+        return Field(
+            (len(points), len(self.used_channels)),
+            self.dtype,
+            (dim, "channel"),
+            units=next(iter(alike)) if len(alike) == 1 else None,
+            description=f"{_TEXTS[name]}: {described}",
+            coords={"channel": Coord(np.array(self.used_channels)), **positions},
+            allow_nan=self.allow_nan or (self.outside == "nan" and name in ("coarse_interp", "residual")),
+        )
 
     def invalidation_keys(self) -> dict[str, JSON]:
         keys: dict[str, Any] = {
@@ -218,10 +223,11 @@ class MeshPair:
             found["time"] = self.target_series.times[steps[:, 1]]
         if {"fine_features", "residual"} & set(fields):
             found["fine_features"] = self.target_series.read(steps[:, 1].tolist(), self.used_channels)
+        if {"coarse_interp", "residual", "coarse_features"} & set(fields):
+            coarse = self.source_series.read(steps[:, 0].tolist(), self.used_channels)
+            found["coarse_features"] = coarse
         if {"coarse_interp", "residual"} & set(fields):
-            found["coarse_interp"] = self.operator.apply(
-                self.source_series.read(steps[:, 0].tolist(), self.used_channels)
-            )
+            found["coarse_interp"] = self.operator.apply(coarse)
         if "residual" in fields:
             found["residual"] = found["fine_features"] - found["coarse_interp"]
         return {n: found[n] if n == "time" else self._stored(n, found[n]) for n in fields}

@@ -1,0 +1,358 @@
+"""A store's samples as figures: which fields belong together, and what of them is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parbake.browse import figures
+from parbake.browse.charts import (
+    ROW_HEIGHT_IN,
+    Image,
+    Scalar,
+    draw_flat,
+    draw_image,
+    draw_scalars,
+    image_height_in,
+    scalar_rows,
+)
+from parbake.browse.kinds import Form, Kind, form_of, node_axes
+from parbake.browse.lines import CURVES_MAX, Curve, Signals, draw_signals, height_in
+from parbake.browse.maps import (
+    CHANNELS_ALONE_MAX,
+    CHANNELS_MAX,
+    Map,
+    Maps,
+    arrangement,
+    draw_maps,
+)
+from parbake.errors import DamagedStoreError, RecipeError
+from parbake.store.index import normalised_index
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, FigureBase
+
+    from parbake.store.document import StoredField
+    from parbake.store.store import Store
+
+Reals = NDArray[np.float64]
+
+COARSE, INTERPOLATED, FINE = "coarse_features", "coarse_interp", "fine_features"
+RESIDUAL = "residual"  # which the difference of both shows
+_STAGES = {COARSE: "coarse", INTERPOLATED: "interpolated", FINE: "fine"}
+_F0, _HZ = "f0", "Hz"
+_PANELS_MAX = 3  # of one figure
+_TOLD_MAX = 4  # scalars in a headline
+_FLAT_HEIGHT_IN, _TITLE_HEIGHT_IN = 2.4, 0.4
+SCALARS_MAX = 12
+_RUNS, _RUN_SAMPLES = 64, 4096  # of a distribution: as many whole chunks, spread over the store
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Fields that are shown together."""
+
+    kind: Kind
+    fields: tuple[str, ...]
+
+
+# ---- what is shown
+
+
+def panels_of(store: Store, field: str | None = None) -> tuple[Panel, ...]:
+    """What a figure of a sample shows: lines over alike axes together, a mesh pair together, else one by one.
+
+    Scalars only where there is nothing else. Raises RecipeError for an unknown field.
+    """
+    names = store.chosen(None if field is None else (field,))
+    forms = {name: form_of(store.fields[name], store.coords) for name in names}
+    if field is not None:
+        return (Panel(forms[field].kind, (field,)),)
+    panels: list[Panel] = []
+    lines: dict[tuple[Any, ...], list[str]] = {}
+    pair = {INTERPOLATED, FINE} <= {name for name, form in forms.items() if form.kind is Kind.MESH}
+    for name, form in forms.items():
+        if form.kind is Kind.LINE:
+            lines.setdefault(_axis_kind(store, store.fields[name], form), []).append(name)
+        elif pair and name in (COARSE, INTERPOLATED, FINE, RESIDUAL):
+            continue
+        elif form.kind is not Kind.SCALAR:
+            panels.append(Panel(form.kind, (name,)))
+    if pair:
+        stages = tuple(n for n in _STAGES if n in forms and forms[n].kind is Kind.MESH)
+        panels.insert(0, Panel(Kind.MESH, stages))
+    panels = [*(Panel(Kind.LINE, tuple(together)) for together in lines.values()), *panels]
+    if not panels:
+        return (Panel(Kind.SCALAR, tuple(forms)),)
+    return tuple(panels)
+
+
+def _axis_kind(store: Store, field: StoredField, form: Form) -> tuple[Any, ...]:
+    """What lines need to have in common to be drawn over one another."""
+    dim = field.dims[form.axes[0]]
+    coord = store.coords.get(dim)
+    over = coord.units if coord is not None and coord.units else dim
+    return over, field.units, 1 if form.channel is None else field.shape[form.channel]
+
+
+def figure_of(store: Store, sample: int | None = None, field: str | None = None) -> Figure:
+    """A figure of one sample (the middle one unless named), or of one of its fields.
+
+    Lines with their spectra, mesh fields as maps, images; where there are scalars alone, or one is named,
+    their distribution over the samples. Reads only what it shows. The figure belongs to no window.
+
+    Raises IndexError for a sample beyond the store, RecipeError for an unknown field or where matplotlib is
+    not installed, DamagedStoreError.
+    """
+    panels = panels_of(store, field)
+    if not store.samples:
+        raise RecipeError(f"{store.path}: no samples to show")
+    number = None if sample is None else int(normalised_index([sample], store.samples)[0])
+    if all(panel.kind is Kind.SCALAR for panel in panels):
+        names = tuple(name for panel in panels for name in panel.fields)
+        return scalars_figure(store, names, number)
+    shown = panels[:_PANELS_MAX]
+    names = tuple(name for panel in shown for name in panel.fields)
+    number, values = _read(store, number, names)
+    return _sample_figure(store, number, shown, values, len(panels) - len(shown))
+
+
+def _read(store: Store, sample: int | None, names: tuple[str, ...]) -> tuple[int, dict[str, NDArray[Any]]]:
+    """The sample asked for; else the middle one, or another where that is damaged."""
+    wanted = _told_scalars(store)
+    last = store.samples - 1
+    for number in (store.samples // 2, 0, last, store.samples // 4) if sample is None else (sample,):
+        try:
+            read = store.read([number], tuple(dict.fromkeys((*names, *wanted))))
+        except DamagedStoreError:
+            if sample is not None or number == store.samples // 4:
+                raise
+            continue
+        return number, {name: array[0] for name, array in read.items()}
+    raise AssertionError("the last of the samples was read or raised")
+
+
+def _told_scalars(store: Store) -> tuple[str, ...]:
+    """The scalars whose values a headline gives."""
+    scalars = [n for n, f in store.fields.items() if f.shape == () and f.dtype.kind in "biuf"]
+    return tuple(scalars[:_TOLD_MAX])
+
+
+def _sample_figure(
+    store: Store, number: int, panels: tuple[Panel, ...], values: Mapping[str, NDArray[Any]], more: int
+) -> Figure:
+    drawings = [_drawing(store, panel, values) for panel in panels]
+    heights = [drawing.height_in for drawing in drawings]
+    width = max(drawing.width_in for drawing in drawings)
+    shown = figures.figure(sum(heights) + _TITLE_HEIGHT_IN, width)
+    parts = shown.subfigures(len(drawings), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for drawing, part in zip(drawings, parts, strict=True):
+        drawing.draw(part)
+    told = [_valued(store.fields[name], values[name]) for name in _told_scalars(store)]
+    if len(panels) == 1 and len(panels[0].fields) == 1:
+        told.insert(0, figures.plain(panels[0].fields[0]))
+    if more:
+        told.append(f"{more} more fields by name")
+    where = f"{figures.plain(store.path.name)}, sample {number:,} of {store.samples:,}"
+    figures.headline(shown, ": ".join([where, ", ".join(told)] if told else [where]))
+    return shown
+
+
+def _valued(field: StoredField, value: NDArray[Any]) -> str:
+    """``f0 440 Hz``, ``-12.3 dB`` where the name is the unit."""
+    units = figures.plain(field.units or "", 12)
+    number = f"{value.item():.4g}".replace("-", "\N{MINUS SIGN}")
+    name = "" if field.name == field.units else f"{figures.plain(field.name, 16)} "
+    return f"{name}{number}{f' {units}' if units not in ('', '1') else ''}"
+
+
+# ---- from values to drawings
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawing:
+    """Something to be drawn, and the room that it takes."""
+
+    what: Signals | Maps | Image | tuple[StoredField, NDArray[Any]]
+    height_in: float
+    width_in: float = figures.WIDTH_IN
+
+    def draw(self, shown: FigureBase) -> None:
+        if isinstance(self.what, Signals):
+            draw_signals(shown, self.what)
+        elif isinstance(self.what, Maps):
+            draw_maps(shown, self.what)
+        elif isinstance(self.what, Image):
+            draw_image(shown, self.what)
+        else:
+            field, values = self.what
+            lengths = dict(zip(field.dims, field.shape, strict=True))
+            draw_flat(shown.subplots(), field.name, values, lengths, field.units)
+
+
+def _drawing(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> _Drawing:
+    numeric = all(store.fields[name].dtype.kind in "biufc" for name in panel.fields)
+    if panel.kind is Kind.LINE and numeric:
+        signals = _signals(store, panel, values)
+        return _Drawing(signals, height_in(signals))
+    if panel.kind is Kind.MESH and numeric:
+        maps = _maps(store, panel, values)
+        plan = arrangement(maps)
+        return _Drawing(maps, plan.height_in, plan.width_in)
+    if panel.kind is Kind.IMAGE and numeric:
+        image = _image(store, panel.fields[0], values[panel.fields[0]])
+        return _Drawing(image, image_height_in(image))
+    field = store.fields[panel.fields[0]]
+    return _Drawing((field, values[field.name]), _FLAT_HEIGHT_IN)
+
+
+def _real(values: NDArray[Any]) -> Reals:
+    return np.asarray(np.abs(values) if values.dtype.kind == "c" else values, np.float64)
+
+
+def _along(values: NDArray[Any], form: Form) -> NDArray[Any]:
+    """A sample as [axis..., channel], axes of one left out."""
+    kept = (*form.axes, *(() if form.channel is None else (form.channel,)))
+    rest = tuple(axis for axis in range(values.ndim) if axis not in kept)
+    moved = np.transpose(values, (*kept, *rest)).reshape([values.shape[axis] for axis in kept])
+    return moved if form.channel is not None else moved[..., None]
+
+
+def _channel_names(store: Store, field: StoredField, form: Form) -> tuple[str, ...]:
+    """A name for each channel; of a single one without a name, none."""
+    if form.channel is None:
+        return ("",)
+    count = field.shape[form.channel]
+    coord = store.coords.get(field.dims[form.channel])
+    if coord is not None and coord.labels is not None:
+        return coord.labels
+    return ("",) if count == 1 else tuple(str(channel) for channel in range(count))
+
+
+def _signals(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Signals:
+    first = store.fields[panel.fields[0]]
+    dim = first.dims[form_of(first, store.coords).axes[0]]
+    coord = store.coords.get(dim)
+    curves = [curve for name in panel.fields for curve in _curves(store, store.fields[name], values[name])]
+    label = "value" if len(panel.fields) > 1 else panel.fields[0]
+    f0 = store.fields.get(_F0)
+    has_f0 = f0 is not None and f0.units == _HZ and f0.shape == () and _F0 in values
+    return Signals(
+        tuple(curves[:CURVES_MAX]),
+        dim,
+        coord.units if coord is not None else None,
+        figures.with_units(label, first.units),
+        float(values[_F0]) if has_f0 else None,
+        max(len(curves) - CURVES_MAX, 0),
+    )
+
+
+def _curves(store: Store, field: StoredField, values: NDArray[Any]) -> Iterator[Curve]:
+    form = form_of(field, store.coords)
+    along = _real(_along(values, form))
+    coord = store.coords.get(field.dims[form.axes[0]])
+    position = np.arange(len(along)) if coord is None or coord.labels else coord.values
+    names = _channel_names(store, field, form)
+    described = _short(field.description)
+    for channel, name in enumerate(names):
+        role = " ".join(part for part in (field.name, name) if part)
+        curve = Curve(role, np.asarray(position, np.float64), along[:, channel])
+        yield replace(curve, role=f"{role}, {described}") if described and len(names) == 1 else curve
+
+
+def _short(description: str | None) -> str:
+    return description if description and len(description) <= 32 else ""
+
+
+def _maps(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Maps:
+    fields = [store.fields[name] for name in panel.fields]
+    forms = [form_of(field, store.coords) for field in fields]
+    names = _channel_names(store, fields[0], forms[0])
+    chosen = names[: CHANNELS_ALONE_MAX if len(fields) == 1 else CHANNELS_MAX]
+    alike = []
+    for field, form in zip(fields, forms, strict=True):
+        axes = node_axes(field, store.coords)
+        points = np.stack([np.asarray(store.coords[axis].values, np.float64) for axis in axes], axis=1)
+        shown = _real(_along(values[field.name], form))[:, : len(chosen)]
+        plain_axes = tuple(axis.removeprefix("coarse_") for axis in axes)
+        title = _STAGES.get(field.name, field.name) if len(fields) > 1 else ""
+        alike.append(Map(title, shown, points, plain_axes))
+    difference = None
+    if len(fields) > 1:
+        coarse, fine = alike[-2:]  # both at the fine mesh's nodes
+        difference = replace(
+            fine, title="fine \N{MINUS SIGN} interpolated", values=fine.values - coarse.values
+        )
+    units = store.coords[node_axes(fields[0], store.coords)[0]].units
+    return Maps(tuple(alike), chosen, difference, fields[0].units, units)
+
+
+def _image(store: Store, name: str, values: NDArray[Any]) -> Image:
+    field = store.fields[name]
+    form = form_of(field, store.coords)
+    dims = [field.dims[axis] for axis in form.axes]
+    coords = [store.coords.get(dim) for dim in dims]
+    extent, labels = None, [figures.plain(dim) for dim in dims]
+    if all(c is not None and c.labels is None and _is_even(c.values) for c in coords):
+        (bottom, top), (left, right) = (_edges(c.values) for c in coords if c is not None)
+        extent = (left, right, bottom, top)
+        labels = [
+            figures.with_units(dim, c.units) for dim, c in zip(dims, coords, strict=True) if c is not None
+        ]
+    pixels = _along(values, form)
+    channels = _channel_names(store, field, form)
+    return Image(name, pixels, (labels[1], labels[0]), field.units, extent, channels)
+
+
+def _is_even(values: NDArray[Any]) -> bool:
+    steps = np.diff(values.astype(np.float64))
+    return bool(len(steps) and (np.abs(steps - steps.mean()) <= 1e-3 * np.abs(steps.mean())).all())
+
+
+def _edges(values: NDArray[Any]) -> tuple[float, float]:
+    """Where the first pixel begins and the last one ends."""
+    half = float(values[1] - values[0]) / 2
+    return float(values[0]) - half, float(values[-1]) + half
+
+
+# ---- distributions
+
+
+def scalars_figure(store: Store, names: tuple[str, ...], sample: int | None = None) -> Figure:
+    """Distributions of scalars over the samples; the values of ``sample`` are marked."""
+    names = tuple(n for n in names if store.fields[n].dtype.kind in "biuf")[:SCALARS_MAX] or names[:1]
+    index = spread(store.samples)
+    read = store.read(index, names)
+    own = store.read([sample], names) if sample is not None else {}
+    scalars = [
+        Scalar(n, store.fields[n].units, read[n].ravel(), own[n].item() if n in own else None) for n in names
+    ]
+    shown = figures.figure(scalar_rows(len(scalars)) * ROW_HEIGHT_IN + _TITLE_HEIGHT_IN)
+    draw_scalars(shown, scalars, "samples")
+    where = f"{figures.plain(store.path.name)}, "
+    if sample is not None:
+        where += f"sample {sample:,} marked among "
+    of = f" of {store.samples:,}" if len(index) < store.samples else ""
+    figures.headline(shown, f"{where}{len(index):,}{of} samples")
+    return shown
+
+
+def scalar_names(store: Store) -> tuple[str, ...]:
+    """The scalars that have a distribution."""
+    return tuple(
+        name
+        for name, field in store.fields.items()
+        if form_of(field, store.coords).kind is Kind.SCALAR and field.dtype.kind in "biuf"
+    )
+
+
+def spread(samples: int) -> NDArray[np.int64]:
+    """Samples from which a distribution is told, ascending: all, or runs of them over the whole store."""
+    if samples <= _RUNS * _RUN_SAMPLES:
+        return np.arange(samples)
+    starts = np.linspace(0, samples - _RUN_SAMPLES, _RUNS).astype(np.int64)
+    return np.asarray((starts[:, None] + np.arange(_RUN_SAMPLES)).ravel())
