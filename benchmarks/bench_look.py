@@ -1,4 +1,4 @@
-"""Looking at stores: the notebook view and ``inspect`` of ten million samples, and how fast parbake starts."""
+"""Looking at stores: the notebook view and ``inspect`` of ten million samples; how fast parbake starts."""
 
 from __future__ import annotations
 

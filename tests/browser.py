@@ -53,7 +53,7 @@ while (texts.nextNode()) {
   const element = texts.currentNode.parentElement, text = texts.currentNode.data.trim();
   const shown = {opacityProperty: true, visibilityProperty: true, contentVisibilityAuto: true};
   if (!text || ["SCRIPT", "STYLE", "TEMPLATE"].includes(element.tagName)) continue;
-  if (!element.checkVisibility(shown)) continue;
+  if (!element.closest(arguments[0]) || !element.checkVisibility(shown)) continue;
   const range = document.createRange();
   range.selectNodeContents(texts.currentNode);
   if (!range.getBoundingClientRect().width) continue;
@@ -104,13 +104,17 @@ class Page:
     _asked: list[str] = field(default_factory=list)
     _said: list[str] = field(default_factory=list)
 
-    def problems(self) -> list[str]:
-        """All that is wrong with what is shown now."""
+    def problems(self, within: str = "body") -> list[str]:
+        """All that is wrong with what is shown now; faint texts count only inside ``within``, a selector."""
         return [
             *(f"request: {url}" for url in self.requests()),
             *(f"console: {text}" for text in self.complaints()),
             *(f"image: {text}" for text in self.broken_images()),
-            *(f"contrast: {ratio:.2f}: {text}" for ratio, text in self.contrasts() if ratio < CONTRAST_MIN),
+            *(
+                f"contrast: {ratio:.2f}: {text}"
+                for ratio, text in self.contrasts(within)
+                if ratio < CONTRAST_MIN
+            ),
             *(f"width: {text}" for text in self.overflows()),
         ]
 
@@ -124,9 +128,9 @@ class Page:
         self._listen()
         return list(self._said)
 
-    def contrasts(self) -> list[tuple[float, str]]:
-        """Each text that can be seen, with its contrast to its background, 1 to 21."""
-        return [(ratio, text) for ratio, text in self.run(_CONTRASTS)]
+    def contrasts(self, within: str = "body") -> list[tuple[float, str]]:
+        """Each text that can be seen inside ``within``, with its contrast to its background, 1 to 21."""
+        return [(ratio, text) for ratio, text in self.run(_CONTRASTS, within)]
 
     def overflows(self) -> list[str]:
         """What does not fit: a page that must be scrolled sideways, texts that are cut off."""
