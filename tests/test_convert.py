@@ -239,7 +239,7 @@ def test_what_was_told_of_samples_is_kept(tmp_path: Path, suffix: str, codec: st
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_xarray_opens_every_container(stores: Path, tmp_path: Path, suffix: str) -> None:
     with open_store(stores / "raw.zarr") as store:
-        wanted = store.to_xarray()
+        wanted = store.to_xarray().load()
     with open_store(stores / f"raw{suffix}") as store, warnings.catch_warnings():
         warnings.simplefilter("error")
         found = store.first(7).to_xarray().load()

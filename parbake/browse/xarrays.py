@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ _BATCH_NBYTES = 32 * 1024**2
 
 # What xarray asks for along one axis: of blocks an integer, a slice or an array; of points slices and
 # arrays that are broadcast together.
-AxisIndex: TypeAlias = int | np.integer[Any] | slice | NDArray[np.int64]
+AxisIndex: TypeAlias = int | slice | NDArray[np.int64]
 
 
 def dataset_of(store: Store) -> xr.Dataset:
@@ -126,17 +127,22 @@ class LazyField(BackendArray):
     def _block(self, index: tuple[AxisIndex, ...]) -> NDArray[Any]:
         """What orthogonal indexes name; integers drop their axes."""
         first, rest = index[0], index[1:]
-        numbers = _numbers(first, self.shape[0])
-        shape = _block_shape(rest, self.field.shape)
-        out = np.empty((len(numbers), *shape), self.dtype)
-        if out.size:
-            part = _part_of(self.field, rest)
-            if part.is_whole(self.field.shape):
-                out = self._read(numbers, part).reshape(out.shape)
-            else:
+        if all(map(_is_all, rest, self.field.shape)):
+            samples = self.store.read([first] if isinstance(first, int) else first, (self.field.name,))
+            out = samples[self.field.name]
+        else:
+            numbers = _numbers(first, self.shape[0])
+            shape = [
+                n
+                for n, one in zip(map(_length, rest, self.field.shape), rest, strict=True)
+                if not isinstance(one, int)
+            ]
+            out = np.empty((len(numbers), *shape), self.dtype)
+            if out.size:
+                part = _part_of(self.field, rest)
                 for some in self._batches(numbers, part, out.nbytes):
                     out[some] = _picked(self._read(numbers[some], part), part.index)
-        return out if not isinstance(first, int) else out[0, ...]
+        return out[0, ...] if isinstance(first, int) else out
 
     def _points(self, index: tuple[AxisIndex, ...]) -> NDArray[Any]:
         """What arrays that are broadcast together name, their axes first, and then those of slices."""
@@ -154,20 +160,21 @@ class LazyField(BackendArray):
                 target[...] = _pointed(self._read(numbers[some], part), (slice(None), *part.index))
             return out
         numbers, places = np.unique(first, return_inverse=True)
+        places = places.reshape(first.shape)
         batches = list(self._batches(numbers, part, out.nbytes))
         if len(batches) == 1:
-            return _pointed(self._read(numbers, part), (places.reshape(first.shape), *part.index))
+            return _pointed(self._read(numbers, part), (places, *part.index))
         # few points of many or of long samples: some samples at a time
-        arrays = [places.reshape(first.shape), *(one for one in part.index if isinstance(one, np.ndarray))]
-        flat = iter(np.stack([array.reshape(-1) for array in np.broadcast_arrays(*arrays)]))
-        places = next(flat)
-        along = [next(flat) if isinstance(one, np.ndarray) else one for one in part.index]
+        pointing = [places, *(one for one in part.index if isinstance(one, np.ndarray))]
+        broadcast = np.broadcast_arrays(*pointing)
+        places, *pointing = (array.reshape(-1) for array in broadcast)
+        points = out.reshape(-1, *shape[broadcast[0].ndim :])
         order = np.argsort(places, kind="stable")
-        points = out.reshape(places.size, *shape[len(np.broadcast_shapes(*(a.shape for a in arrays))) :])
-        for some in batches:
-            begin, end = np.searchsorted(places[order], (some.start, some.stop))
+        edges = np.searchsorted(places[order], [0, *(some.stop for some in batches)])
+        for some, (begin, end) in zip(batches, itertools.pairwise(edges.tolist()), strict=True):
             which = order[begin:end]
-            inner = (one[which] if isinstance(one, np.ndarray) else one for one in along)
+            picked = (array[which] for array in pointing)
+            inner = (next(picked) if isinstance(one, np.ndarray) else one for one in part.index)
             points[which] = _pointed(self._read(numbers[some], part), (places[which] - some.start, *inner))
         return out
 
@@ -212,22 +219,17 @@ class _Part:
     def nbytes(self, field: StoredField) -> int:
         return math.prod(self.shape(field.shape)) * field.dtype.itemsize
 
-    def is_whole(self, sample_shape: tuple[int, ...]) -> bool:
-        """Whether all that is read is wanted, in its order."""
-        read = self.shape(sample_shape)
-        return all(_is_all(one, length) for one, length in zip(self.index, read, strict=True))
-
 
 def _is_all(index: AxisIndex, length: int) -> bool:
-    if isinstance(index, slice):
-        return index.indices(length) == (0, length, 1)
-    return isinstance(index, int) and length == 1
+    return isinstance(index, slice) and index.indices(length) == (0, length, 1)
 
 
 def _normalised(index: Any, length: int) -> AxisIndex:
     """An integer or array without negative numbers, or a slice. Raises IndexError."""
     if isinstance(index, slice):
         return index
+    if isinstance(index, int | np.integer) and 0 <= index < length:
+        return int(index)
     array = np.asarray(index)
     if array.dtype == np.bool_:
         array = np.flatnonzero(array)
@@ -243,15 +245,14 @@ def _numbers(index: AxisIndex, length: int) -> NDArray[np.int64]:
     return np.atleast_1d(np.asarray(index, np.int64))
 
 
-def _block_shape(index: Sequence[AxisIndex], shape: tuple[int, ...]) -> tuple[int, ...]:
-    pairs = zip(index, shape, strict=True)
-    return tuple(len(_numbers(one, length)) for one, length in pairs if not isinstance(one, int))
+def _length(index: AxisIndex, length: int) -> int:
+    return len(range(*index.indices(length))) if isinstance(index, slice) else np.size(index)
 
 
 def _points_shape(index: Sequence[AxisIndex], shape: tuple[int, ...]) -> tuple[int, ...]:
     arrays = [one.shape for one in index if isinstance(one, np.ndarray)]
     pairs = zip(index, shape, strict=True)
-    slices = [len(_numbers(one, length)) for one, length in pairs if isinstance(one, slice)]
+    slices = [_length(one, length) for one, length in pairs if isinstance(one, slice)]
     return (*np.broadcast_shapes(*arrays), *slices)
 
 
