@@ -122,7 +122,7 @@ def _statistics_table(store: Store) -> RenderableType:
     rows = [
         (f"  {row.name}" if row.channel else row.name, *row.numbers, row.nonfinite)
         for name, field in store.fields.items()
-        for row in facts.statistics_rows(store, field, store.statistics.get(name))
+        for row in facts.statistics_rows(store.coords, field, store.statistics.get(name))
     ]
     header = ["field", *facts.STATISTICS]
     if any(row[-1] for row in rows):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import sys
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from parbake import human
 
@@ -36,18 +37,25 @@ class ProgressDisplay(ABC):
 def default_progress(stream: TextIO | None = None) -> ProgressDisplay:
     """A bar where ``stream`` (stderr) is a terminal or in a notebook, else plain lines on it."""
     stream = stream if stream is not None else sys.stderr
-    notebook = "ipykernel" in sys.modules
-    if not (notebook or stream.isatty()):
+    if _in_notebook():
+        return NotebookBar()
+    if not stream.isatty():
         return ProgressLines(stream)
 
     from rich.console import Console
 
-    console = Console() if notebook else Console(file=stream)
-    # rich draws no bar in a notebook that it does not recognise, nor in a terminal that cannot move
-    # its cursor
-    if not console.is_jupyter and not console.is_interactive:
-        return ProgressLines(stream)
-    return ProgressBar(console)
+    console = Console(file=stream)
+    # rich draws no bar in a terminal that cannot move its cursor
+    return ProgressBar(console) if console.is_interactive else ProgressLines(stream)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of one: others only import what kernels are made of."""
+    if "ipykernel" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return hasattr(get_ipython(), "kernel")
 
 
 class ProgressLines(ProgressDisplay):
@@ -117,6 +125,45 @@ class ProgressBar(ProgressDisplay):
 
     def close(self) -> None:
         self._bar.stop()
+
+
+class NotebookBar(ProgressDisplay):
+    """One output that changes in place, without widgets; what stays of it is one line."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._notice: str | None = None
+        self._last: Progress | None = None
+
+    def __call__(self, progress: Progress, /) -> None:
+        if progress.notice and progress.notice != self._notice:
+            self._display(f"{progress.what}: {progress.notice}", None)
+        self._notice = progress.notice
+        if progress.samples_total:
+            self._last = None if progress.finished else progress
+            done = progress.samples_done / progress.samples_total
+            self._display(line(progress), None if progress.finished else done)
+
+    def close(self) -> None:
+        """What did not finish leaves how far it came."""
+        if self._last is not None:
+            self._display(f"{line(self._last)} (stopped)", None)
+            self._last = None
+
+    def _display(self, text: str, done: float | None) -> None:
+        """``done``: 0 to 1, drawn as a bar; None for the text alone."""
+        from IPython.display import display
+
+        plain, shown = human.printable(text), html.escape(human.printable(text))
+        bar = "" if done is None else f'<progress value="{done:.4f}" max="1" style="width: 16em"></progress> '
+        bundle = {
+            "text/plain": plain,
+            "text/html": f'<div style="font-variant-numeric: tabular-nums">{bar}{shown}</div>',
+        }
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._handle.update(bundle, raw=True)
 
 
 def line(progress: Progress) -> str:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from parbake.store.document import StoredField
     from parbake.store.keys import JSON
     from parbake.store.layout import Coord
-    from parbake.store.samples import Samples
     from parbake.store.store import Store
 
 STATISTICS = ("min", "max", "mean", "std")
@@ -74,11 +73,11 @@ def chunk_row(store: Store, field: StoredField) -> tuple[str, ...]:
     )
 
 
-def statistics_rows(samples: Samples, field: StoredField, found: JSON) -> Iterator[StatisticsRow]:
+def statistics_rows(coords: Mapping[str, Coord], field: StoredField, found: JSON) -> Iterator[StatisticsRow]:
     """Of the field, then of each channel that has a name; ``found``: its statistics, None of no values."""
     found = found or {}
     yield _statistics_row(field.name, False, found)
-    for i, label in enumerate(channel_labels(samples, field) if "channels" in found else ()):
+    for i, label in enumerate(channel_labels(coords, field) if "channels" in found else ()):
         yield _statistics_row(label, True, {name: values[i] for name, values in found["channels"].items()})
 
 
@@ -88,10 +87,9 @@ def _statistics_row(name: str, channel: bool, found: Mapping[str, Any]) -> Stati
     return StatisticsRow(name, channel, numbers, f"{nonfinite:,}" if nonfinite else "")
 
 
-def channel_labels(samples: Samples, field: StoredField) -> tuple[str, ...]:
+def channel_labels(coords: Mapping[str, Coord], field: StoredField) -> tuple[str, ...]:
     """Names of the channels that have statistics of their own, where they have names."""
     axis = field.channel_axis
-    coords: Mapping[str, Coord] = getattr(samples, "coords", {})
     coord = coords.get(field.dims[axis]) if axis is not None else None
     return coord.labels or () if coord is not None else ()
 

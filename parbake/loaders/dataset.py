@@ -178,11 +178,35 @@ class StoreDataset(Dataset[Any]):
         return 1 if get_worker_info() is not None else cores()
 
     def __repr__(self) -> str:
-        fields = ", ".join(
-            f"{name} {list(self.shapes[name])} {str(dtype).removeprefix('torch.')}"
-            for name, dtype in self._dtypes.items()
-        )
-        return f"<parbake.StoreDataset {str(self.store.path)!r}: {len(self)} samples; {fields}>"
+        fields = ", ".join(f"{name} {shape} {dtype}" for name, shape, dtype in self._shown())
+        said = "; ".join([f"{len(self)} samples", fields, *self._said()])
+        return f"<parbake.StoreDataset {str(self.store.path)!r}: {said}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the tensors of a sample."""
+        from parbake.browse.verdicts import dataset_html
+
+        return dataset_html(str(self.store.path), [f"{len(self):,} samples", *self._said()], self._shown())
+
+    def _shown(self) -> list[tuple[str, str, str]]:
+        """Name, shape and dtype of each tensor of a sample, in their order."""
+        dtypes = {name: str(dtype).removeprefix("torch.") for name, dtype in self._dtypes.items()}
+        shown = [(name, str(list(self.shapes[name])), dtype) for name, dtype in dtypes.items()]
+        return [*shown, (INDEX, "[]", "int64")] if self.with_index else shown
+
+    def _said(self) -> list[str]:
+        """What else was chosen: the form of a sample, a part of it, what is done with it."""
+        said = ["as tuples in this order"] if self.as_tuple else []
+        if self._crop.axes:
+            name, axis = next(iter(self._crop.axes.items()))
+            start, length = self._crop.start, self._crop.length
+            where = "anywhere" if start is None else f"from {start:,} on"
+            dim = self.store.fields[name].dims[axis]
+            said.append(f"cropped to {length:,} of {self._crop.size:,} along {dim}, {where}")
+        for what, function in (("transform", self.transform), ("batch_transform", self.batch_transform)):
+            if function is not None:
+                said.append(f"{what} {getattr(function, '__qualname__', type(function).__name__)}")
+        return said
 
 
 def _opened(store: Part | Sequence[Part], names: Sequence[str] | None, expect: Producer | None) -> Samples:

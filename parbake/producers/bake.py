@@ -97,7 +97,9 @@ def bake(
         job = decide(request, old, rebuild)
         if job is not None:
             run_job(job, reporter)
-        return open_store(target).first(request.samples)
+        store = open_store(target)
+        store.compared(request.wanted, request.samples)  # so that it is known to be fresh
+        return store.first(request.samples)
 
 
 def repair(

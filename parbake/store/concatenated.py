@@ -134,6 +134,12 @@ class Concatenated(Samples):
             part, rows = self.parts[number], np.flatnonzero(owner == number)
             yield part, rows, numbers[rows] - (int(self._ends[number]) - part.samples)
 
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the fields, and the parts."""
+        from parbake.browse.html import samples_html
+
+        return samples_html(self, "several", self.parts)
+
     @property
     def is_stored(self) -> bool:
         return all(part.is_stored for part in self.parts)

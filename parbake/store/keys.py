@@ -136,6 +136,15 @@ class Freshness:
         told = "; ".join(map(str, causes[:_TOLD_MAX]))
         return f"{told}; and {more} more" if more else told
 
+    def __repr__(self) -> str:
+        return f"<parbake.Freshness: {self if self else f'stale: {self}'}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: fresh, or a table of what differs."""
+        from parbake.browse.verdicts import freshness_html
+
+        return freshness_html(self)
+
 
 CONVERTED = "converted"  # the producer of values that others made, on what nobody knows
 _TOLD_MAX = 5  # changes in one line; 'check' prints all

@@ -207,6 +207,12 @@ class Samples(Mapping[str, FieldArray], abc.ABC):
         fields = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in self.items())
         return f"{self.samples} samples; {fields}"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the fields."""
+        from parbake.browse.html import samples_html
+
+        return samples_html(self, "unknown" if self.is_stored else "computed")
+
     def __eq__(self, other: object) -> bool:
         return self is other
 

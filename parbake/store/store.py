@@ -92,6 +92,7 @@ class _Options:
     mmap: bool
     cache_nbytes: int
     sample_dim: str | None = None
+    known_fresh: bool = False  # travels with the store: to its first samples, to other processes
 
 
 def _open(path: Path, options: _Options, samples: int | None = None, version: str | None = None) -> Store:
@@ -209,6 +210,11 @@ class Store(Samples):
         """Whether attributes that only describe were changed since the bake."""
         return self.contents.sealed is not None and self.contents.sealed.edited
 
+    @property
+    def known_fresh(self) -> bool:
+        """Whether the store was compared with a producer, and was fresh when it was last."""
+        return self._options.known_fresh
+
     @cached_property
     def statistics(self) -> Mapping[str, JSON]:
         """Per field its min, max, mean, std (population), count and nonfinite, and per channel."""
@@ -312,6 +318,11 @@ class Store(Samples):
 
     def compared(self, wanted: Keys, samples: int) -> Freshness:
         """``freshness`` for keys already at hand."""
+        found = self._compared(wanted, samples)
+        self._options = replace(self._options, known_fresh=bool(found))
+        return found
+
+    def _compared(self, wanted: Keys, samples: int) -> Freshness:
         if self.is_foreign:
             return Freshness((Change(None, "producer", "unknown", wanted.shared["producer"]),))
         stored = self.invalidation_keys
@@ -335,6 +346,12 @@ class Store(Samples):
         from parbake.browse.xarrays import dataset_of
 
         return dataset_of(self)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: all of the above, and a picture of each field."""
+        from parbake.browse.html import store_html
+
+        return store_html(self)
 
     # ---- housekeeping
 

@@ -59,6 +59,21 @@ class VerifyReport:
     def __bool__(self) -> bool:
         return not self.damaged
 
+    def __repr__(self) -> str:
+        """The first damage, and how much more there is."""
+        found = "whole"
+        if self.damaged:
+            more = len(self.damaged) - 1
+            found = f"damaged: {self.damaged[0]}{f'; and {more:,} more' if more else ''}"
+        unchecked = f"; without checksums: {', '.join(self.unchecked)}" if self.unchecked else ""
+        return f"<parbake.VerifyReport: {found}; {self.checked_nbytes:,} bytes checked{unchecked}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: whole, or a table of what is damaged."""
+        from parbake.browse.verdicts import verified_html
+
+        return verified_html(self)
+
 
 def verify(store: Store) -> VerifyReport:
     """Compare all metadata with the seal and all shards with the manifest, chunk by chunk.
