@@ -145,23 +145,46 @@ cache_folder = click.argument("folder", metavar="[DIR]", type=click.Path(path_ty
 
 @main.command()
 @store_path
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw a sample into this .png, .svg or .pdf.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a report with pictures, one .html file.")
+@click.option("--sample", type=int, help="With --plot: which sample. Default: the middle one.")
+@click.option("--field", help="With --plot: this field alone.")
 @sample_dim_option
 @as_json_option
 @click.pass_context
-def inspect(ctx: click.Context, path: Path, sample_dim: str | None, as_json: bool) -> None:
-    """Show fields, chunks, sizes, statistics, keys and provenance of the store at PATH."""
+def inspect(
+    ctx: click.Context,
+    path: Path,
+    plot: Path | None,
+    html: Path | None,
+    sample: int | None,
+    field: str | None,
+    sample_dim: str | None,
+    as_json: bool,
+) -> None:
+    """Show fields, chunks, sizes, statistics, keys and provenance of the store at PATH.
+
+    With --plot or --html these files are written instead, and named.
+    """
     from parbake.cli_inspect import show_store
     from parbake.cli_output import show_unfinished
     from parbake.errors import UnfinishedStoreError
     from parbake.store.publish import unfinished_bakes
     from parbake.store.store import open_store
 
+    if plot is None and (sample is not None or field is not None):
+        raise click.UsageError("--sample and --field say what --plot draws; give it too", ctx)
     try:
         store = open_store(path, sample_dim=sample_dim)
     except UnfinishedStoreError:
         show_unfinished(path, unfinished_bakes(path), as_json)
         ctx.exit(EXIT_NO)
     with store:
+        if plot is not None or html is not None:
+            from parbake.cli_look import write_pictures
+
+            write_pictures(store, plot, html, (sample, field), as_json)
+            return
         show_store(path, store, unfinished_bakes(path), as_json)
 
 

@@ -98,6 +98,9 @@ def bin_edges(values: Reals, units: str | None) -> tuple[Reals, bool]:
     if not high > low:
         half = abs(low) * 0.5 or 0.5
         low, high = low - half, high + half
+    if high - low >= count and (values == np.round(values)).all():  # else some bins hold more whole numbers
+        width = np.ceil((high - low + 1) / count)
+        return np.arange(low - 0.5, high + width, width), False
     return np.linspace(low, high, count + 1), False
 
 
@@ -117,7 +120,7 @@ def image_height_in(image: Image) -> float:
     rows, across = image.pixels.shape[:2]
     panels = 1 if is_coloured(image) else image.pixels.shape[2]
     aspect = rows / across
-    return float(np.clip((figures.WIDTH_IN - 1.0) / min(panels, _CHANNELS_MAX) * aspect + 0.8, 2.0, 6.0))
+    return float(np.clip((figures.WIDTH_IN - 1.0) / min(panels, _CHANNELS_MAX) * aspect + 0.8, 2.0, 4.4))
 
 
 def is_coloured(image: Image) -> bool:

@@ -24,15 +24,12 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 INK, FAINT, BACKDROP = "#222222", "#8a8a8a", "#b4b4b4"
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
+_LOSSLESS_NBYTES = 100_000
 _TEXT_MAX = 48  # characters of a name in a figure
 
 
-class LibraryMissingError(RecipeError):
-    """A picture was asked for and matplotlib is not installed."""
-
-
 def figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
-    """An empty figure on white that belongs to no window. Raises LibraryMissingError."""
+    """An empty figure on white that belongs to no window. Raises RecipeError without matplotlib."""
     return _picture_class()(figsize=(width_in, height_in), dpi=DPI, layout="constrained", facecolor="white")
 
 
@@ -41,7 +38,7 @@ def _picture_class() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise LibraryMissingError(
+        raise RecipeError(
             f"pictures need matplotlib ({error}); install it with: pip install 'parbake[plot]'"
         ) from None
 
@@ -65,6 +62,22 @@ def rendered(shown: Figure, suffix: str = "png", scale: float = 2.0) -> bytes:
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph ")  # a name in a script that the font has not
         shown.savefig(buffer, format=suffix, dpi=DPI * scale, facecolor="white", metadata=undated[suffix])
+    return buffer.getvalue()
+
+
+def compact(png: bytes) -> bytes:
+    """A picture as WebP: without loss where that is small, else (maps) with one that nobody sees."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as image:
+        opaque = image.convert("RGB")
+    lossless = _webp(opaque, lossless=True, quality=40)
+    return lossless if len(lossless) <= _LOSSLESS_NBYTES else _webp(opaque, quality=92)
+
+
+def _webp(image: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", method=4, **options)
     return buffer.getvalue()
 
 

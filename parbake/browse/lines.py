@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 Reals = NDArray[np.float64]
 
 CURVES_MAX = 6
-_POINTS_MAX = 1600  # of a line; more are drawn as an envelope
+_POINTS_MAX = 8000  # of a line; more are drawn as an envelope
+_COLUMNS = 800  # of an envelope
+_DOTTED_MAX = 120  # points of a line that are few enough to be seen singly
 _PERIODS = 4
 _SHOWN_DB = 130  # of a spectrum, below its highest line
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -112,12 +114,13 @@ def draw_waveform(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
         inside = (curve.position >= begin) & (curve.position <= end)
         position, values = curve.position[inside] * scale, curve.values[inside]
         if len(position) > _POINTS_MAX:
-            where, low, high = columns(position, values, _POINTS_MAX // 2)
+            where, low, high = columns(position, values, _COLUMNS)
             band = axes.fill_between(where, low, high, color=colour, alpha=0.8, linewidth=0.6)
             handles.append(band)
             what = f"{what}, lowest to highest" if "lowest" not in what else what
         else:
-            handles += axes.plot(position, values, color=colour, linewidth=1.4)
+            dotted = "." if len(position) < _DOTTED_MAX else ""
+            handles += axes.plot(position, values, color=colour, linewidth=1.4, marker=dotted, markersize=5)
     figures.styled(axes, what, figures.with_units(signals.axis, unit), signals.value_label)
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.margins(x=0.005)
@@ -149,7 +152,7 @@ def spectrum_of_tone(curve: Curve, rate_hz: float, tone_hz: float | None) -> Spe
 def draw_spectrum(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> None:
     """Levels in dB over Hz; of the last curve the tone's harmonics and aliases are marked."""
     tone_hz = signals.tone_hz
-    handles: list[Any] = []
+    drawn: list[Any] = []
     labels: list[str] = []
     highest, half_hz, steps, found = -np.inf, 0.0, 0, None
     for curve, colour in zip(signals.curves, colours, strict=False):
@@ -157,8 +160,8 @@ def draw_spectrum(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
         if rate_hz is None or not np.isfinite(curve.values).all():
             continue
         found = spectrum_of_tone(curve, rate_hz, tone_hz)
-        where, _, level = columns(found.frequency_hz, found.level_db, 2 * _POINTS_MAX)
-        handles += axes.plot(where, level, color=colour, linewidth=0.9)
+        where, _, level = columns(found.frequency_hz, found.level_db, 4 * _COLUMNS)
+        drawn += axes.plot(where, level, color=colour, linewidth=0.9)
         labels.append(figures.plain(curve.role.partition(",")[0]))
         highest, half_hz = max(highest, float(level.max())), max(half_hz, rate_hz / 2)
         steps = found.steps
@@ -166,6 +169,7 @@ def draw_spectrum(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
     if found is None:
         figures.note(axes, "no spectrum: there are values that are not finite")
         return
+    handles = list(drawn)
     if tone_hz is not None and np.isfinite(last.values).all():
         rate = 2 * half_hz
         marked = harmonics(found, tone_hz, rate), aliases(found, tone_hz, rate)
@@ -186,7 +190,9 @@ def draw_spectrum(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
         "level (dB)\nsine of amplitude 1 is 0 dB",
     )
     top = 10 * np.ceil((highest + 3) / 10)
-    axes.set(xlim=(0, half_hz), ylim=(top - _SHOWN_DB, top))
+    seen_hz = [float(line.get_xdata()[line.get_ydata() > top - _SHOWN_DB].max(initial=0)) for line in drawn]
+    last_hz = max([*seen_hz, 10 * (tone_hz or 0)])  # of a low tone the lines end far below half the rate
+    axes.set(xlim=(0, min(half_hz, 1.25 * last_hz) if tone_hz else half_hz), ylim=(top - _SHOWN_DB, top))
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_formatter("{x:,.0f}" if half_hz >= 20 else "{x:g}")

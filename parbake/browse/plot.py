@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -123,15 +124,16 @@ def figure_of(store: Store, sample: int | None = None, field: str | None = None)
 
 def _read(store: Store, sample: int | None, names: tuple[str, ...]) -> tuple[int, dict[str, NDArray[Any]]]:
     """The sample asked for; else the middle one, or another where that is damaged."""
-    wanted = _told_scalars(store)
     last = store.samples - 1
     for number in (store.samples // 2, 0, last, store.samples // 4) if sample is None else (sample,):
         try:
-            read = store.read([number], tuple(dict.fromkeys((*names, *wanted))))
+            read = store.read([number], names)
         except DamagedStoreError:
             if sample is not None or number == store.samples // 4:
                 raise
             continue
+        with contextlib.suppress(DamagedStoreError):  # the headline then does without them
+            read |= store.read([number], _told_scalars(store))
         return number, {name: array[0] for name, array in read.items()}
     raise AssertionError("the last of the samples was read or raised")
 
@@ -152,7 +154,7 @@ def _sample_figure(
     parts = shown.subfigures(len(drawings), 1, squeeze=False, height_ratios=heights)[:, 0]
     for drawing, part in zip(drawings, parts, strict=True):
         drawing.draw(part)
-    told = [_valued(store.fields[name], values[name]) for name in _told_scalars(store)]
+    told = [_valued(store.fields[name], values[name]) for name in _told_scalars(store) if name in values]
     if len(panels) == 1 and len(panels[0].fields) == 1:
         told.insert(0, figures.plain(panels[0].fields[0]))
     if more:

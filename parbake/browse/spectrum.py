@@ -33,10 +33,10 @@ class Spectrum:
     def bin_hz(self) -> float:
         return float(self.frequency_hz[1])
 
-    def level_near(self, frequency_hz: Reals) -> Reals:
-        """The highest level [n] within a bin of each frequency [n]."""
+    def level_near(self, frequency_hz: Reals, bins: int = 1) -> Reals:
+        """The highest level [n] within some bins of each frequency [n]."""
         nearest = np.round(frequency_hz / self.bin_hz).astype(np.int64)
-        around = np.clip(nearest[:, None] + np.arange(-1, 2), 0, len(self.level_db) - 1)
+        around = np.clip(nearest[:, None] + np.arange(-bins, bins + 1), 0, len(self.level_db) - 1)
         return np.asarray(self.level_db[around].max(axis=1))
 
 
@@ -106,7 +106,8 @@ def _standing_out(spectrum: Spectrum, number: NDArray[np.int64], frequency_hz: R
     sides = np.stack([np.clip(frequency_hz + sign * shoulder, 0, half) for sign in (-1, 1)])
     around = np.minimum(*(spectrum.level_near(side) for side in sides))
     strong = level > max(float(spectrum.level_db.max()) - _VISIBLE_DB, FLOOR_DB)
-    chosen = strong & (level > around + _ABOVE_FLOOR_DB)
+    own = level >= spectrum.level_near(frequency_hz, LOBE_BINS)  # and not the slope of a stronger neighbour
+    chosen = strong & own & (level > around + _ABOVE_FLOOR_DB)
     return Lines(number[chosen], frequency_hz[chosen], level[chosen])
 
 

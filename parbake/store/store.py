@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,9 @@ from parbake.store.reader import CACHE_NBYTES, Reader
 from parbake.store.samples import Samples
 from parbake.store.shard import ShardIdentity
 from parbake.store.verify import VerifyReport, verify
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESERVED_NBYTES_MAX = 1 << 30  # of decoded chunks, taken without being asked for in bytes
 
@@ -352,6 +355,17 @@ class Store(Samples):
         from parbake.browse.html import store_html
 
         return store_html(self)
+
+    def plot(self, sample: int | None = None, field: str | None = None) -> Figure:
+        """A matplotlib figure of one sample (the middle one unless named), or of one of its fields.
+
+        Waveforms with their spectra, maps on meshes, images; of scalars the distribution over the samples.
+        It belongs to no window and shows itself in a notebook. Raises IndexError, RecipeError (unknown
+        field, or no matplotlib: the extra ``[plot]``), DamagedStoreError.
+        """
+        from parbake.browse.plot import figure_of
+
+        return figure_of(self, sample, field)
 
     # ---- housekeeping
 
