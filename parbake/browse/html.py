@@ -246,7 +246,8 @@ def _keys(store: Store) -> str:
         if (kept := {key: value for key, value in of_field.items() if key not in facts.FIELD_KEYS})
     }
     summary = f"Keys {quiet(f'digest {escaped(store.digest[:12])}')}"
-    return details(summary, tree({**keys.shared, **({"fields": own} if own else {})}))
+    first = {name: keys.shared[name] for name in ("producer", "version") if name in keys.shared}
+    return details(summary, tree({**first, **keys.shared, **({"fields": own} if own else {})}))
 
 
 def _provenance(store: Store) -> str:

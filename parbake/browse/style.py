@@ -73,6 +73,8 @@ STYLE = """
   display: block; width: 160px; height: auto; max-height: 100px; max-width: none; margin: 1px 0 0;
   object-fit: contain; object-position: left; background: none; image-rendering: auto;
 }
+.parbake details .parbake-table tbody th { font-weight: normal; opacity: .7; }
+.parbake .parbake-table td code { display: inline-block; max-width: 60em; }
 .parbake details { margin: 2px 0; }
 .parbake summary { cursor: pointer; padding: 1px 0; }
 .parbake details > :not(summary) { margin-left: 16px; }
