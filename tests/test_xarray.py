@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from bakery import Loaf, same, tiny_slabs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,6 +172,23 @@ def test_a_file_of_others_is_a_dataset(tmp_path: Path) -> None:
         assert dataset["u"].dims == ("sample", *store.fields["u"].dims)
     with pytest.warns(StoreWarning), opened(tmp_path / "a.h5", sample_dim="y") as dataset:
         assert dataset["u"].isel(sample=-1).values.tolist() == values[..., -1].tolist()
+
+
+def test_plain_xarray_needs_no_engine_of_ours(stores: Path) -> None:
+    archive = zarr.storage.ZipStore(stores / "long-raw.zarr.zip", mode="r")
+    with contextlib.ExitStack() as stack:
+        wanted = stack.enter_context(opened(stores / "long-raw.zarr")).load()
+        for plain in (
+            xr.open_zarr(archive, chunks=None),
+            xr.open_dataset(stores / "long-raw.zarr"),
+            xr.open_dataset(stores / "long-raw.h5", engine="h5netcdf"),
+            xr.open_datatree(stores / "long-raw.zarr").to_dataset(),
+        ):
+            stack.callback(plain.close)
+            assert json.loads(plain["channel"].attrs["labels"]) == wanted["channel"].values.tolist()
+            assert plain["u"].attrs["units"] == "V"
+            assert plain["time"].attrs["units"] == "s"
+            xr.testing.assert_equal(plain.drop_vars("channel").load(), wanted.drop_vars("channel"))
 
 
 # ---- lazily
@@ -393,12 +411,13 @@ def test_chunks_are_slabs_in_all_variables(stores: Path, suffix: str) -> None:
 
 
 def test_names_of_chunks_tell_stores_apart(stores: Path) -> None:
-    def name(path: Path, samples: int = 30) -> str:
+    def name(path: Path, samples: int = 30, field: str = "wave") -> str:
         with open_store(path) as store:
-            return str(store.first(samples).to_xarray()["wave"].chunk().data.name)
+            return str(dask.base.tokenize(xarrays.LazyField(store.first(samples), store.fields[field])))
 
-    assert name(stores / "raw.zarr") == name(stores / "raw.zarr")
-    assert len({name(stores / "raw.zarr"), name(stores / "lz4.zarr"), name(stores / "raw.zarr", 9)}) == 3
+    raw = stores / "raw.zarr"
+    assert name(raw) == name(raw)
+    assert len({name(raw), name(stores / "lz4.zarr"), name(raw, 9), name(raw, field="count")}) == 4
 
 
 def test_threads_read_one_dataset(stores: Path) -> None:
@@ -538,6 +557,16 @@ def test_stores_of_one_name_keep_their_suffixes(runs: Path) -> None:
     shutil.copy(runs / "val.h5", runs / "train.h5")
     with xr.open_datatree(runs, engine="parbake") as tree:
         assert set(tree.children) == {"train.zarr", "train.h5", "val", "test"}
+
+
+def test_operators_between_meshes_are_left_out(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loaf, "name", "mesh-operator")
+    bake(Loaf(only=("f0",)), runs / "operators" / "kept.zarr", progress=False).close()
+    shutil.copytree(runs / "operators" / "kept.zarr", runs / "kept.zarr")
+    with xr.open_datatree(runs, engine="parbake") as tree:
+        assert set(tree.children) == {"train", "val", "test"}
+    with xr.open_datatree(runs / "operators", engine="parbake") as tree:  # nothing else to show
+        assert set(tree.children) == {"kept"}
 
 
 def test_what_is_unfinished_or_broken_is_left_out_and_told(runs: Path) -> None:
