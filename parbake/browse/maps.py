@@ -79,7 +79,7 @@ def arrangement(maps: Maps) -> Arrangement:
         return Arrangement(count, channels, True, count * (each / aspect + 0.3) + 0.4, width)
     width = figures.WIDTH_IN if count < 4 else 10.0
     each = min((width - 0.6) / count - 0.25, 3.4)
-    return Arrangement(channels, count, False, channels * (each / aspect + 0.85) + 0.6, width)
+    return Arrangement(channels, count, False, channels * (each / aspect + 0.8) + 0.2, width)
 
 
 def draw_maps(shown: FigureBase, maps: Maps) -> None:
@@ -146,7 +146,15 @@ def _painted(axes: Axes, mesh: _Mesh, values: Reals, scale: Normalize, colours: 
     if not len(triangles):
         size = min(max(3e4 / max(len(x), 1), 0.6), 30)
         return axes.scatter(
-            x[known], y[known], c=values[known], s=size, cmap=colours, norm=scale, lw=0, rasterized=True
+            x[known],
+            y[known],
+            c=values[known],
+            s=size,
+            cmap=colours,
+            norm=scale,
+            lw=0,
+            clip_on=False,
+            rasterized=True,
         )
     # a value that is not finite belongs to no triangle, but colours are sought for all
     shades = np.where(known, values, 0.0)

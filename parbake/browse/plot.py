@@ -167,9 +167,14 @@ def _sample_figure(
 def _valued(field: StoredField, value: NDArray[Any]) -> str:
     """``f0 440 Hz``, ``-12.3 dB`` where the name is the unit."""
     units = figures.plain(field.units or "", 12)
-    number = f"{value.item():.4g}".replace("-", "\N{MINUS SIGN}")
+    number = _number(value.item()).replace("-", "\N{MINUS SIGN}")
     name = "" if field.name == field.units else f"{figures.plain(field.name, 16)} "
     return f"{name}{number}{f' {units}' if units not in ('', '1') else ''}"
+
+
+def _number(value: float) -> str:
+    """Four digits, or all before the point where these are up to seven."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 # ---- from values to drawings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 _F0, _HZ = "f0", "Hz"
 _SCALE = 2.0  # pixels per 1/100 inch: sharp on dense screens
+_CODE_MAX = 5000  # characters: a path is at most 4096
 _LINES_MAX = 400  # of keys or provenance
 # what is not in the page is not fetched, whatever a store's texts say
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -36,7 +36,6 @@ _STYLE = """
 }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 62rem; margin: 0 auto; padding: 1.5rem; }
-h1 { font-size: 1.5rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--rule); }
 figure { margin: 0 0 1rem; background: #fff; border: 1px solid var(--rule); border-radius: 6px;
   padding: .5rem; break-inside: avoid; }
@@ -63,15 +62,15 @@ def report(store: Store, *, samples: int = 5) -> str:
     """
     if samples < 1:
         raise RecipeError(f"samples={samples}; at least 1")
-    name = escape(human.printable(store.path.name))
+    name = html.escaped(store.path.name)
+    code = "\n".join(html.escaped(line, _CODE_MAX) for line in _code(store))
     parts = [
-        f"<h1>{name}</h1>",
         html.store_html(store),
         *_pictures(store, samples),
         *_distributions(store),
         *_section("Keys", _table([("digest", store.digest), *facts.flat_keys(store)], store)),
         *_section("Provenance", _table(facts.provenance_lines(store.provenance), store)),
-        *_section("Read it again", f"<pre><code>{escape(_code(store))}</code></pre>"),
+        *_section("Read it again", f"<pre><code>{code}</code></pre>"),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -96,7 +95,7 @@ def _pictures(store: Store, count: int) -> Iterator[str]:
     numbers, how = picked(store, count)
     of = f"{len(numbers)} of {human.count(store.samples, 'sample')}, {how}"
     shown = [_figure_or_damage(store, number) for number in numbers]
-    yield from _section("Samples", f'<p class="soft">{escape(of)}</p>', *shown)
+    yield from _section("Samples", f'<p class="soft">{html.escaped(of)}</p>', *shown)
 
 
 def _figure_or_damage(store: Store, number: int) -> str:
@@ -119,12 +118,11 @@ def _distributions(store: Store) -> Iterator[str]:
 
 def _figure(shown: Figure, what: str) -> str:
     data = base64.b64encode(compact(rendered(shown, scale=_SCALE))).decode()
-    alt = escape(human.printable(what), quote=True)
-    return f'<figure><img alt="{alt}" src="data:image/webp;base64,{data}"></figure>'
+    return f'<figure><img alt="{html.escaped(what)}" src="data:image/webp;base64,{data}"></figure>'
 
 
 def _damage(what: str, error: Exception) -> str:
-    return f'<p class="damaged">{escape(what)}: damaged: {escape(human.printable(one_line(error)))}</p>'
+    return f'<p class="damaged">{html.escaped(what)}: damaged: {html.escaped(one_line(error))}</p>'
 
 
 def _table(rows: Iterable[tuple[str, str]], store: Store) -> str:
@@ -133,7 +131,7 @@ def _table(rows: Iterable[tuple[str, str]], store: Store) -> str:
         return ""
     listed = list(rows)
     shown = "".join(
-        f"<tr><th>{escape(human.printable(name))}</th><td>{escape(human.printable(text))}</td></tr>"
+        f"<tr><th>{html.escaped(name)}</th><td>{html.escaped(text)}</td></tr>"
         for name, text in listed[:_LINES_MAX]
     )
     more = len(listed) - _LINES_MAX
@@ -141,9 +139,10 @@ def _table(rows: Iterable[tuple[str, str]], store: Store) -> str:
     return f'<table class="lines">{shown}</table>{rest}'
 
 
-def _code(store: Store) -> str:
+def _code(store: Store) -> tuple[str, ...]:
+    """Lines that open the store and read from it."""
     field = next(iter(store.fields))
-    return f'import parbake\n\nstore = parbake.open_store({str(store.path)!r})\nstore["{field}"][:10]'
+    return "import parbake", "", f"store = parbake.open_store({str(store.path)!r})", f"store[{field!r}][:10]"
 
 
 def picked(store: Store, count: int) -> tuple[list[int], str]:

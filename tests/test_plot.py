@@ -1,0 +1,505 @@
+"""Figures of samples: which lines, marks and triangles they hold, in which axes; and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.collections import TriMesh
+from matplotlib.figure import Figure
+from mesh_results import plane
+from scipy.signal import find_peaks
+from scipy.signal.windows import flattop
+
+import parbake
+from parbake.browse import figures, maps, meshmap, plot, spectrum
+from parbake.browse.charts import bin_edges
+from parbake.errors import DamagedStoreError, RecipeError
+from parbake.producers.bake import bake
+from parbake.producers.function import from_function
+from parbake.producers.meshes.pair import MeshPair
+from parbake.producers.meshes.series import MeshSeries
+from parbake.store.keys import producer_keys
+from parbake.store.layout import Coord, Field
+from parbake.store.store import Store, open_store
+
+RATE = 8000
+TIME = Coord(np.arange(2 * RATE) / RATE, "s")
+F0 = (440.0, 1234.5, 2210.0)
+MULTIPLES = (1, 2, 3, 5, 7)  # of f0 in y, each at a tenth of the one before
+CYLINDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "cylinder"
+
+
+def tone(sample: int) -> dict[str, Any]:
+    t = TIME.values
+    f0 = F0[sample % len(F0)]
+    y = sum(10.0**-i * np.sin(2 * np.pi * k * f0 * t + i) for i, k in enumerate(MULTIPLES))
+    x = 0.5 * np.sin(2 * np.pi * f0 * t)
+    return {"x": x[:, None], "y": np.asarray(y)[:, None], "f0": np.float64(f0), "dB": np.float64(-6)}
+
+
+def baked(
+    path: Path,
+    fn: Callable[[int], dict[str, Any]],
+    samples: int,
+    schema: dict[str, Field],
+    codec: str = "lz4",
+) -> Store:
+    producer = from_function(fn, samples, schema=schema, invalidation_keys={"v": 1})
+    return bake(producer, path, progress=False, codec=codec)
+
+
+def signal(name: str) -> Field:
+    return Field(
+        (2 * RATE, 1), "float64", ("time", "channel"), units="1", description=name, coords={"time": TIME}
+    )
+
+
+SCHEMA = {
+    "x": signal("input"),
+    "y": signal("output"),
+    "f0": Field((), "float64", (), units="Hz"),
+    "dB": Field((), "float64", (), units="dB"),
+}
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return baked(tmp_path_factory.mktemp("tones") / "tones.zarr", tone, 3, SCHEMA)
+
+
+def series(side: int, hole: float = 0.0, wide: float = 1.0) -> MeshSeries:
+    """A grid over [0, wide] x [0, 1] less a disc about its middle; a scalar and a vector at two times."""
+    across = np.linspace(0, wide, round(side * wide))
+    points = np.stack(np.meshgrid(across, np.linspace(0, 1, side)), axis=-1).reshape(-1, 2)
+    points = points[np.hypot(*(points - (wide / 2, 0.5)).T) >= hole]
+    if hole:
+        angles = np.linspace(0, 2 * np.pi, round(2 * np.pi * hole * side), endpoint=False)
+        points = np.concatenate(
+            [points, np.stack([np.cos(angles), np.sin(angles)], 1) * hole + (wide / 2, 0.5)]
+        )
+    cells = {"triangle": meshmap.triangles_of(points)}
+    p = np.stack([np.sin(3 * points[:, 0] + step) * points[:, 1] for step in range(2)])
+    return MeshSeries.from_arrays(points, np.array([0.5, 0.75]), {"p": p, "q": 2 * p, "r": -p}, cells)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("pair")
+    producer = MeshPair(series(8, 0.2), series(20, 0.2), keep_coarse=True, residual=True, operators=folder)
+    return bake(producer, folder / "pair.zarr", progress=False)
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
+
+
+def headline(figure: Figure) -> str:
+    return figure.get_suptitle()
+
+
+# ---- tones
+
+
+def test_a_tone_shows_its_last_periods_and_its_spectrum_with_input_and_output_overlaid(tones: Store) -> None:
+    figure = tones.plot(1)
+    above, below = figure.axes
+    assert len(above.lines) == 3  # x, y and the zero line
+    x, y = above.lines[0], above.lines[1]
+    periods = (np.ptp(np.asarray(y.get_xdata())) / 1e3 + 1 / RATE) * F0[1]
+    assert periods == pytest.approx(4, abs=0.4)
+    assert np.abs(np.asarray(x.get_ydata())).max() == pytest.approx(0.5, abs=0.01)
+    assert (above.get_xlabel(), below.get_xlabel()) == ("time (ms)", "frequency (Hz)")
+    assert "amplitude 1 is 0 dB" in below.get_ylabel()
+    legend = below.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "x",
+        "y",
+        "harmonics k · 1234.5 Hz",
+        "aliases, folded at 4,000 Hz",
+    ]
+    assert headline(figure) == "tones.zarr, sample 1 of 3: f0 1234 Hz, \N{MINUS SIGN}6 dB"
+
+
+@pytest.mark.parametrize("sample", range(3))
+def test_marks_lie_at_multiples_of_f0_and_where_sampling_folds_them(tones: Store, sample: int) -> None:
+    f0 = F0[sample]
+    marked = [np.asarray(line.get_xdata()) for line in tones.plot(sample).axes[1].lines[2:]]
+    true = np.array(MULTIPLES) * f0
+    np.testing.assert_allclose(marked[0], true[true < RATE / 2])
+    folded = true[true >= RATE / 2]
+    mirrored = np.where(folded % RATE < RATE / 2, folded % RATE, RATE - folded % RATE)
+    np.testing.assert_allclose(np.sort(marked[1]) if len(folded) else [], np.sort(mirrored))
+
+
+@given(
+    st.floats(100, 3900),
+    st.floats(1e-3, 10),
+    st.floats(0, 6.28),
+    st.sampled_from([RATE, RATE + 1]),
+)
+def test_a_sine_of_amplitude_a_stands_at_20_log_a_between_bins_too(
+    frequency: float, amplitude: float, phase: float, steps: int
+) -> None:
+    sine = amplitude * np.sin(2 * np.pi * frequency / RATE * np.arange(steps) + phase)
+    found = spectrum.spectrum_of(sine, RATE)
+    assert found.level_db.max() == pytest.approx(20 * np.log10(amplitude), abs=0.003)
+    assert found.frequency_hz[found.level_db.argmax()] == pytest.approx(frequency, abs=0.51 * RATE / steps)
+    away = np.abs(found.frequency_hz - frequency) > 9 * RATE / steps
+    assert found.level_db[away].max() < 20 * np.log10(amplitude) - 135
+
+
+def test_peaks_are_where_scipy_finds_them() -> None:
+    y = tone(1)["y"][-RATE:, 0]
+    ours = spectrum.spectrum_of(y, RATE)
+    theirs = 20 * np.log10(
+        np.abs(np.fft.rfft(y * flattop(RATE, sym=False))) / (flattop(RATE).sum() / 2) + 1e-30
+    )
+    peaks = find_peaks(theirs, height=-70)[0]
+    assert len(peaks) == 4  # the fifth is at -80 dB, under that window's side lobes
+    np.testing.assert_allclose(ours.level_db[peaks], theirs[peaks], atol=0.05)
+
+
+@given(st.floats(0, 1e6), st.floats(1, 1e5))
+def test_folding_is_what_sampling_does(frequency: float, rate: float) -> None:
+    folded = float(spectrum.folded_hz(np.array([frequency]), rate)[0])
+    assert 0 <= folded <= rate / 2 * (1 + 1e-12)
+    turns = np.arange(5) / rate
+    np.testing.assert_allclose(
+        np.cos(2 * np.pi * folded * turns), np.cos(2 * np.pi * frequency * turns), atol=1e-4
+    )
+
+
+def test_of_a_harmonic_task_nothing_is_called_an_alias(tmp_path: Path) -> None:
+    store = baked(tmp_path / "s.zarr", lambda i: tone(i) | {"y": tone(i)["x"]}, 1, SCHEMA)
+    legend = store.plot().axes[1].get_legend()
+    assert legend is not None
+    assert not any("alias" in text.get_text() for text in legend.get_texts())
+
+
+def test_a_long_line_is_an_envelope_of_its_lowest_and_highest(tmp_path: Path) -> None:
+    store = baked(
+        tmp_path / "s.zarr",
+        lambda i: {"x": np.where(np.arange(2 * RATE) == 777, 5.0, 0.0)[:, None]},
+        1,
+        {"x": SCHEMA["x"]},
+    )
+    above, below = store.plot().axes
+    assert len(above.lines) == 1
+    (band,) = above.collections
+    assert band.get_paths()[0].vertices[:, 1].max() == 5  # one step of 16,000 is not lost
+    assert above.get_xlabel() == "time (s)"
+    assert len(np.asarray(below.lines[0].get_xdata())) < 4000
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_leave_a_gap_and_a_word(tmp_path: Path, bad: float) -> None:
+    def fn(_: int) -> dict[str, Any]:
+        return {"x": np.where(np.arange(2 * RATE) % 100 == 3, bad, 1.0)[:, None]}
+
+    field = Field((2 * RATE, 1), "f8", ("time", "channel"), coords={"time": TIME}, allow_nan=True)
+    figure = baked(tmp_path / "s.zarr", fn, 1, {"x": field}).plot()
+    assert "not finite" in figure.axes[1].texts[0].get_text()
+    assert figures.rendered(figure)[:4] == b"\x89PNG"
+
+
+# ---- meshes
+
+
+def test_triangles_leave_the_hole_open() -> None:
+    mesh = series(24, 0.2).mesh
+    triangles = meshmap.triangles_of(mesh.points)
+    wanted = 1 - np.pi * 0.2**2
+    assert meshmap.areas(mesh.points, triangles).sum() == pytest.approx(wanted, rel=0.02)
+    middles = mesh.points[triangles].mean(axis=1)
+    assert (np.hypot(*(middles - 0.5).T) > 0.19).all()
+
+
+@pytest.mark.parametrize("name", ["coarse", "medium", "fine", "finest"])
+def test_triangles_of_a_real_mesh_cover_its_area_and_no_more(name: str) -> None:
+    file = CYLINDER / f"{name}.npz"
+    if not file.exists():
+        pytest.skip("needs the cylinder's meshes, which are not part of the repository")
+    with np.load(file) as mesh:
+        points, cells = mesh["points"], mesh["cells"]
+    found = meshmap.areas(points, meshmap.triangles_of(points)).sum()
+    assert found == pytest.approx(meshmap.areas(points, cells).sum(), rel=1e-9)
+
+
+def test_a_bay_stays_open_and_scattered_nodes_stay_whole() -> None:
+    grid = np.stack(np.meshgrid(np.arange(30.0), np.arange(30.0)), axis=-1).reshape(-1, 2)
+    bay = grid[(grid[:, 0] < 10) | (grid[:, 1] < 10)]
+    assert meshmap.areas(bay, meshmap.triangles_of(bay)).sum() == pytest.approx(29 * 29 - 20 * 20, rel=0.03)
+    scattered = np.random.default_rng(0).random((3000, 2))
+    assert meshmap.areas(scattered, meshmap.triangles_of(scattered)).sum() > 0.9
+
+
+@pytest.mark.parametrize("nodes", [0, 1, 2, 5])
+def test_nodes_on_a_line_make_no_triangle(nodes: int) -> None:
+    line = np.stack([np.arange(nodes), np.arange(nodes) * 2.0], axis=1)
+    assert len(meshmap.triangles_of(line)) == 0
+    assert len(meshmap.triangles_of(line * (1, 0))) == 0
+
+
+def test_a_pair_shows_coarse_interpolated_fine_and_their_difference(pair: Store) -> None:
+    figure = pair.plot(1)
+    stages = ["coarse", "interpolated", "fine", "fine \N{MINUS SIGN} interpolated"]
+    shown = [title.partition(", rms")[0] for title in titles(figure)]
+    assert shown == [f"{channel}, {stage}" for channel in ("p", "q") for stage in stages]
+    lanes = figure.axes[:4], figure.axes[4:8]
+    read = pair.read([1])
+    for channel, lane in enumerate(lanes):
+        meshes = [axes.collections[0] for axes in lane]
+        assert all(isinstance(mesh, TriMesh) for mesh in meshes)
+        alike = {mesh.get_clim() for mesh in meshes[:3]}
+        assert len(alike) == 1  # one scale for the three
+        values = [read[name][0, :, channel] for name in ("coarse_features", "coarse_interp", "fine_features")]
+        assert alike == {(min(v.min() for v in values), max(v.max() for v in values))}
+        low, high = meshes[3].get_clim()
+        assert low == -high < 0
+        np.testing.assert_allclose(np.asarray(meshes[3].get_array()), values[2] - values[1], atol=1e-7)
+        assert all(axes.get_aspect() == 1 for axes in lane)
+    assert headline(figure) == "pair.zarr, sample 1 of 2: time 0.75 s"
+
+
+def test_without_the_coarse_field_three_maps_are_shown(tmp_path: Path) -> None:
+    producer = MeshPair(series(6, wide=3), series(9, wide=3), operators=tmp_path, channels=("p",))
+    with bake(producer, tmp_path / "s.zarr", progress=False) as store:
+        figure = store.plot()
+        assert [t.partition(", rms")[0] for t in titles(figure)][:2] == ["p, interpolated", "p, fine"]
+        tops = [axes.get_position().y1 for axes in figure.axes[:3]]
+        figure.draw_without_rendering()
+        tops = [axes.get_position().y1 for axes in figure.axes[:3]]
+        assert tops[0] > tops[1] > tops[2]  # a wide mesh: one above another
+        assert titles(store.plot(field="fine_features")) == ["p"]
+
+
+def test_keep_coarse_keeps_the_source_as_it_is_and_no_shared_key(tmp_path: Path) -> None:
+    source, target = series(4), series(6)
+    plain = MeshPair(source, target, operators=tmp_path)
+    keeping = MeshPair(source, target, operators=tmp_path, keep_coarse=True)
+    assert producer_keys(keeping)[0].shared == producer_keys(plain)[0].shared
+    assert list(plain.schema()) == ["coarse_interp", "fine_features", "time"]
+    with bake(keeping, tmp_path / "s.zarr", progress=False) as store:
+        wanted = source.read([0, 1], keeping.used_channels).astype(np.float32)
+        np.testing.assert_array_equal(store["coarse_features"][:], wanted)
+        points = np.stack([store.coords["coarse_x"].values, store.coords["coarse_y"].values], axis=1)
+        np.testing.assert_array_equal(points, source.mesh.points)
+        assert store.freshness(keeping)
+        both, _ = producer_keys(keeping)
+        assert both.fields["fine_features"] == store.invalidation_keys.fields["fine_features"]
+
+
+def test_nodes_without_a_value_stay_empty(tmp_path: Path) -> None:
+    mesh = series(6)
+    p = np.array(mesh.read([0, 1], ("p",)))[..., 0]
+    p[:, 7] = np.nan
+    cells = {"triangle": meshmap.triangles_of(mesh.mesh.points)}
+    holed = MeshSeries.from_arrays(mesh.mesh.points, mesh.times, {"p": p}, cells)
+    producer = MeshPair(series(5), holed, channels=("p",), allow_nan=True, operators=tmp_path)
+    with bake(producer, tmp_path / "s.zarr", progress=False) as store:
+        figure = store.plot(field="fine_features")
+        (drawn,) = figure.axes[0].collections
+        assert isinstance(drawn, TriMesh)
+        assert 7 not in drawn._triangulation.triangles
+        assert figures.rendered(figure)[:4] == b"\x89PNG"
+
+
+def test_a_large_mesh_is_thinned_out_and_a_solid_is_sliced() -> None:
+    rng = np.random.default_rng(0)
+    many = meshmap.plane_of(rng.random((200_000, 2)) * (3, 1), ("x", "y"))
+    assert 20_000 < len(many.nodes) < 60_000
+    assert many.note == f"{len(many.nodes):,} of 200,000 nodes"
+    assert meshmap.areas(many.points, meshmap.triangles_of(many.points)).sum() == pytest.approx(3, rel=0.02)
+    solid = meshmap.plane_of(rng.random((8000, 3)) * (2, 3, 1), ("x", "y", "z"))
+    assert solid.note.startswith("slice at z = 0.5")
+    assert solid.axes == ("x", "y")
+    ball = rng.standard_normal((4000, 3))
+    ball /= np.linalg.norm(ball, axis=1)[:, None]
+    assert meshmap.plane_of(ball * (1, 1, 0.9), ("x", "y", "z")).note == "seen along z"
+    flat = np.c_[rng.random((100, 2)), np.full(100, 0.25)]
+    assert meshmap.plane_of(flat, ("x", "y", "z")).flat
+
+
+def test_a_small_result_in_space_is_drawn(tmp_path: Path) -> None:
+    result = plane()
+    points = np.c_[result.points, np.arange(6.0)]
+    one = MeshSeries.from_arrays(points, result.times, result.fields)
+    shown = maps.Maps(
+        (maps.Map("", np.asarray(one.read([0], ("p",))[0], float), points, ("x", "y", "z")),), ("p",)
+    )
+    figure = figures.figure(3)
+    maps.draw_maps(figure, shown)
+    assert len(figure.axes[0].collections) == 1
+
+
+# ---- images, scalars, what else there is
+
+
+def pixels(sample: int) -> dict[str, Any]:
+    rng = np.random.default_rng(sample)
+    return {
+        "photo": rng.integers(0, 255, (12, 20, 3), dtype=np.uint8),
+        "depth": np.add.outer(np.arange(10.0), np.arange(14.0)),
+        "table": rng.random((3, 4, 5, 2)),
+    }
+
+
+def test_images_are_upright_and_have_their_coordinates(tmp_path: Path) -> None:
+    coords = {"y": Coord(np.arange(10) * 0.5, "m"), "x": Coord(np.arange(14) * 2.0, "m")}
+    schema = {
+        "photo": Field((12, 20, 3), "u1", ("row", "col", "channel")),
+        "depth": Field((10, 14), "f8", ("y", "x"), coords=coords),
+        "table": Field((3, 4, 5, 2), "f8", ("a", "b", "e", "d")),
+    }
+    store = baked(tmp_path / "s.zarr", pixels, 2, schema)
+    photo = store.plot(0, "photo").axes[0]
+    np.testing.assert_array_equal(np.asarray(photo.images[0].get_array()), pixels(0)["photo"])
+    assert (photo.get_xlabel(), photo.get_ylabel()) == ("col", "row")
+    assert photo.get_ylim()[0] > photo.get_ylim()[1]  # row 0 at the top
+    depth = store.plot(0, "depth").axes[0]
+    assert (depth.get_xlabel(), depth.get_ylabel()) == ("x (m)", "y (m)")
+    assert depth.get_xlim() == (-1, 27)
+    assert depth.get_ylim() == (-0.25, 4.75)
+    table = store.plot(1, "table").axes[0]
+    np.testing.assert_array_equal(np.asarray(table.lines[0].get_ydata()), pixels(1)["table"].ravel())
+    assert "a 3 x b 4 x e 5 x d 2" in table.get_title(loc="left")
+    assert len(store.plot().subfigs) == 3
+
+
+def numbers(sample: int) -> dict[str, Any]:
+    return {
+        "f0": np.float64(20 * 2 ** (sample / 20)),
+        "kind": np.int32(sample % 4),
+        "gap": np.float64(np.nan if sample % 2 else sample),
+    }
+
+
+SCALARS = {
+    "f0": Field((), "f8", (), units="Hz"),
+    "kind": Field((), "i4", ()),
+    "gap": Field((), "f8", (), allow_nan=True),
+}
+
+
+def test_scalars_are_distributions_over_all_samples(tmp_path: Path) -> None:
+    store = baked(tmp_path / "s.zarr", numbers, 200, SCALARS)
+    f0, kind, gap = store.plot(4).axes
+    assert f0.get_xscale() == "log"
+    assert sum(bar.get_height() for bar in f0.patches) == 200
+    assert f0.lines[0].get_xdata()[0] == numbers(4)["f0"]
+    assert [bar.get_height() for bar in kind.patches] == [50] * 4
+    assert gap.get_title(loc="left") == "100 not finite"
+    assert sum(bar.get_height() for bar in gap.patches) == 100
+    assert headline(store.plot()) == "s.zarr, 200 samples"
+    assert len(store.plot(field="kind").axes) == 1
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
+def test_every_value_falls_into_a_bin(values: list[float]) -> None:
+    edges, _ = bin_edges(np.array(values), None)
+    assert np.histogram(values, edges)[0].sum() == len(values)
+    assert (np.diff(edges) > 0).all()
+
+
+@given(st.integers(1, 10**9))
+def test_samples_for_a_distribution_are_spread_and_bounded(samples: int) -> None:
+    index = plot.spread(samples)
+    assert len(index) <= 64 * 4096
+    assert index[0] == 0
+    assert index[-1] == samples - 1
+    assert (np.diff(index) > 0).all()
+
+
+def test_one_sample_is_enough(tmp_path: Path) -> None:
+    store = baked(tmp_path / "s.zarr", numbers, 1, SCALARS)
+    assert figures.rendered(store.plot())[:4] == b"\x89PNG"
+    assert headline(baked(tmp_path / "t.zarr", tone, 1, SCHEMA).plot()).startswith("t.zarr, sample 0 of 1")
+
+
+# ---- containers, names, refusals
+
+
+@pytest.mark.parametrize("suffix", ["zip", "h5"])
+def test_every_container_is_shown_alike(tones: Store, tmp_path: Path, suffix: str) -> None:
+    store = baked(tmp_path / f"tones.{suffix}", tone, 3, SCHEMA)
+    ours, theirs = (shown.plot(2).axes[1].lines for shown in (tones, store))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
+
+
+def test_a_file_of_others_is_shown(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+        file["waves"] = np.random.default_rng(0).standard_normal((5, 400))
+    with open_store(tmp_path / "theirs.h5") as store:
+        line = store.plot(3).axes[0].lines[0]
+        np.testing.assert_array_equal(np.asarray(line.get_ydata()), store["waves"][3])
+
+
+def test_texts_of_a_store_are_no_formulae(tmp_path: Path) -> None:
+    field = Field(
+        (40,), "f8", ("t",), units="$\\frac{1$", description="$x_{$", coords={"t": Coord(np.arange(40.0))}
+    )
+    store = baked(tmp_path / "a$b_{$.zarr", lambda i: {"x": np.arange(40.0)}, 1, {"x": field})
+    figure = store.plot()
+    figure.draw_without_rendering()  # mathtext would raise
+    assert headline(figure).replace("\\$", "$").startswith("a$b_{$.zarr")
+
+
+def test_what_is_not_there_is_refused(tones: Store) -> None:
+    with pytest.raises(IndexError):
+        tones.plot(3)
+    with pytest.raises(RecipeError, match="no field 'z'"):
+        tones.plot(field="z")
+    assert headline(tones.plot(-1)) == headline(tones.plot(2))
+
+
+def test_a_damaged_middle_gives_way_to_another_sample(tmp_path: Path) -> None:
+    store = baked(tmp_path / "s.zarr", tone, 3, SCHEMA, codec="raw")
+    store.close()
+    flip(store.path, "y", 1)
+    with open_store(store.path) as again:
+        assert "sample 0 of 3" in headline(again.plot())
+        with pytest.raises(DamagedStoreError):
+            again.plot(1)
+
+
+def flip(path: Path, field: str, sample: int) -> None:
+    """Change a byte of a sample of a store that is not compressed."""
+    with open_store(path, checksums="never") as store:
+        inside = store[field][sample].tobytes()[100:200]
+    (shard,) = [
+        file for file in (path / field / "c").rglob("*") if file.is_file() and inside in file.read_bytes()
+    ]
+    content = bytearray(shard.read_bytes())
+    content[content.index(inside)] ^= 1
+    shard.write_bytes(content)
+
+
+def test_no_window_no_pyplot_no_torch(tones: Store, tmp_path: Path) -> None:
+    code = (
+        "import sys, parbake; figure = parbake.open_store(sys.argv[1]).plot(0)\n"
+        "png, size = figure._repr_png_()\n"
+        "assert png[:4] == b'\\x89PNG' and size == {'width': 800, 'height': 500}, size\n"
+        "assert not {'matplotlib.pyplot', 'torch', 'zarr', 'xarray'} & set(sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tones.path)], check=True, cwd=Path(parbake.__file__).parents[1]
+    )
+
+
+def test_without_matplotlib_the_extra_is_named(tones: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures._picture_class.cache_clear()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(RecipeError, match=r"pip install 'parbake\[plot\]'"):
+        tones.plot()
+    figures._picture_class.cache_clear()
