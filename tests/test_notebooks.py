@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -52,15 +53,19 @@ def executed(notebook: Any, folder: Path) -> Any:
     work.mkdir()
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=kernels(folder))
     resources = {"metadata": {"path": str(work)}}
-    return NotebookClient(notebook, km=manager, resources=resources, timeout=60).execute()
+    return NotebookClient(notebook, km=manager, resources=resources, timeout=120).execute(cleanup_kc=True)
 
 
 def shown(cell: Any) -> list[tuple[str, ...]]:
-    """What a cell shows, without what differs from run to run: streams, and the kinds of its results."""
-    return [
-        (output.output_type, *(sorted(output.data) if "data" in output else [output.name]))
+    """What a cell shows, without what differs from run to run: streams, and the kinds of its results.
+
+    A stream comes in as many pieces as it is read in.
+    """
+    kinds = [
+        (output.output_type, *(sorted(output.data) if "data" in output else [output.get("name", "")]))
         for output in cell.outputs
     ]
+    return [kind for kind, _ in itertools.groupby(kinds)]
 
 
 def code_cells(notebook: Any) -> list[Any]:
