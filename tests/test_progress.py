@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+import types
 
 import pytest
 
@@ -139,3 +141,55 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_rates(per_second: float, text: str) -> None:
     assert human.rate(per_second) == text
+
+
+# ---- in a notebook
+
+
+@pytest.fixture
+def outputs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str]]]:
+    """What a notebook's kernel is told: (display or update, texts by MIME type)."""
+    kernel = pytest.importorskip("IPython")
+    told: list[tuple[str, dict[str, str]]] = []
+
+    class Handle:
+        def update(self, bundle: dict[str, str], raw: bool) -> None:
+            told.append(("update", bundle))
+
+    def display(bundle: dict[str, str], raw: bool, display_id: bool) -> Handle:
+        told.append(("display", bundle))
+        return Handle()
+
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setattr(kernel, "get_ipython", lambda: types.SimpleNamespace(kernel=None))
+    monkeypatch.setattr("IPython.display.display", display)
+    return told
+
+
+def test_a_notebook_gets_one_output_that_changes_and_ends_as_a_line(
+    outputs: list[tuple[str, dict[str, str]]],
+) -> None:
+    with default_progress(io.StringIO()) as display:
+        for one in (state(0, 0), state(500, 2), state(1000, 4, finished=True)):
+            display(one)
+    assert [what for what, _ in outputs] == ["display", "update", "update"]
+    assert '<progress value="0.5000"' in outputs[1][1]["text/html"]
+    assert "<progress" not in outputs[-1][1]["text/html"]
+    assert outputs[-1][1]["text/plain"] == "train.zarr: 100% of 1,000 samples, 250 samples/s, 0.98 MiB, 4.0 s"
+
+
+def test_a_bake_that_stops_in_a_notebook_says_how_far_it_came(
+    outputs: list[tuple[str, dict[str, str]]],
+) -> None:
+    with default_progress(io.StringIO()) as display:  # left by an error all the same
+        display(state(200, 2, notice="<being> baked"))
+    assert "&lt;being&gt; baked" in outputs[0][1]["text/html"]
+    assert outputs[-1][1]["text/plain"].endswith("8.0 s left (stopped)")
+    assert "<progress" not in outputs[-1][1]["text/html"]
+
+
+def test_a_program_that_only_imports_what_kernels_are_made_of_gets_lines(
+    outputs: list[tuple[str, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    assert isinstance(default_progress(io.StringIO()), ProgressLines)

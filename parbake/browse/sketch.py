@@ -145,10 +145,12 @@ def _line(
 def excerpt(values: Array) -> tuple[int, int]:
     """Half-open: all of a line, or a few periods from its middle where all of them would be a blot."""
     low, high = envelope(values)
-    span = float(np.nanmax(high) - np.nanmin(low)) if np.isfinite(low).any() else 0.0
-    if len(values) <= 4 * WIDTH or not np.isfinite(span) or not np.nanmean(high - low) > 0.4 * span > 0:
+    if len(values) <= 4 * WIDTH or not np.isfinite(low).any():
         return 0, len(values)
-    above = values > np.nanmean(values)
+    span = np.nanmax(high) / 2 - np.nanmin(low) / 2  # halves, since a difference of large numbers overflows
+    if not np.nanmean(high / 2 - low / 2) > 0.4 * span > 0:
+        return 0, len(values)
+    above = values > np.nanmean(np.concatenate([low, high]) / 2) * 2
     crossings = int(np.count_nonzero(above[1:] != above[:-1]))
     length = int(np.clip(2 * _PERIODS * len(values) / max(crossings, 1), WIDTH, len(values)))
     start = (len(values) - length) // 2

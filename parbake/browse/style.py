@@ -54,7 +54,7 @@ STYLE = """
   border-collapse: collapse; border: 0; margin: 4px 0 8px; width: auto; font-size: 12px; color: inherit;
   table-layout: auto;
 }
-.parbake .parbake-table tr, .parbake .parbake-table tbody tr:nth-child(odd) { background: none; }
+.parbake .parbake-table tbody tr:nth-child(n) { background: none; }
 .parbake .parbake-table th, .parbake .parbake-table td {
   padding: 3px 14px 3px 0; border: 0; border-bottom: 1px solid var(--parbake-line); text-align: left;
   vertical-align: top; font-weight: normal; white-space: nowrap; max-width: none; background: none;
