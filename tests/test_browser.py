@@ -280,7 +280,7 @@ def test_views_have_pictures(browser: Browser, views: Mapping[str, str]) -> None
 # ---- reports
 
 
-@pytest.mark.parametrize("name", ["tones", "meshes", "wide", "hostile"])
+@pytest.mark.parametrize("name", ["tones", "meshes", "hostile"])
 def test_reports_are_flawless(
     browser: Browser, stores: Mapping[str, parbake.Store], name: str, tmp_path: Path
 ) -> None:
@@ -290,7 +290,7 @@ def test_reports_are_flawless(
     for theme in THEMES:
         shown = browser.open(file, theme=theme, scripts=False)
         assert_flawless(shown)
-    assert name == "wide" or any(image.is_displayed() for image in shown.find("img, svg"))
+    assert any(image.is_displayed() for image in shown.find("img, svg"))
 
 
 # ---- the notebooks of the repository
