@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from bakery import Loaf, memory_folder, tiny_slabs
+from browser import Browser, chromium
 from loading import SAMPLES
 
 from parbake.loaders.dataset import StoreDataset
@@ -45,6 +46,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test touches the user's cache folder."""
     monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One Chromium for all tests of a process."""
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 # ---- a small store to load from; modules that want another one have fixtures of these names themselves

@@ -156,7 +156,7 @@ def _fields(
         for name, field in (listed if statistics else ())
     }
     nonfinite = any(row.nonfinite for rows in found.values() for row in rows)
-    header = ["field", "dimensions", "dtype"]
+    header = ["field", *(["picture"] if drawn else []), "dimensions", "dtype"]  # where it needs no scrolling
     units = any(field.units for _, field in listed)
     header += ["units"] if units else []
     header += ["chunk", "stored"] if store is not None else []
@@ -164,21 +164,20 @@ def _fields(
     header += facts.STATISTICS if found else []
     header += ["not finite"] if nonfinite else []
     right = {i for i, name in enumerate(header) if i >= first_number or name == "stored"}
-    header += ["picture"] if drawn else []
     rows = []
     for name, field in listed:
         described_as = quiet(escaped(field.description)) if field.description else ""
-        row = [escaped(name) + described_as, "<br>".join(map(escaped, facts.dims(field, samples.samples)))]
-        row.append(escaped(field.dtype.name))
+        row = [escaped(name) + described_as, *([drawn.of(name)] if drawn else [])]
+        row += ["<br>".join(map(escaped, facts.dims(field, samples.samples))), escaped(field.dtype.name)]
         row += [escaped(field.units or "", 60)] if units else []
         row += _stored(store, field, faults) if store is not None else []
         numbers = [_numbers(one, nonfinite) for one in found.get(name, ())]
         row += numbers[0] if numbers else []
-        rows.append([*row, drawn.of(name)] if drawn else row)
+        rows.append(row)
         blank = [""] * (first_number - 1)
         for one, cells in zip(found.get(name, ())[1:], numbers[1:], strict=True):
             label = f'<span class="parbake-sub">{escaped(one.name, 60)}</span>'
-            rows.append([label, *blank, *cells, *([""] if drawn else [])])
+            rows.append([label, *blank, *cells])
     return table(header, rows, right) + more(len(samples.fields) - len(listed), "field")
 
 

@@ -354,6 +354,12 @@ class Store(Samples):
 
         return dataset_of(self)
 
+    def _repr_html_(self) -> str:
+        """For notebooks: all of the above, and a picture of each field."""
+        from parbake.browse.html import store_html
+
+        return store_html(self)
+
     def plot(self, sample: int | None = None, field: str | None = None) -> Figure:
         """A matplotlib figure of one sample (the middle one unless named), or of one of its fields.
 
@@ -364,12 +370,6 @@ class Store(Samples):
         from parbake.browse.plot import figure_of
 
         return figure_of(self, sample, field)
-
-    def _repr_html_(self) -> str:
-        """For notebooks: all of the above, and a picture of each field."""
-        from parbake.browse.html import store_html
-
-        return store_html(self)
 
     # ---- housekeeping
 
