@@ -147,16 +147,11 @@ def test_a_store_says_what_it_holds(store: Store) -> None:
     assert f"{store.samples:,} samples of loaf" in page.text
     for name, one in store.fields.items():
         [row] = [row for row in page.rows if row[0] == name]
-        assert row[2:4] == [
-            "".join(
-                [
-                    f"sample {store.samples:,}",
-                    *(f"{d} {n:,}" for d, n in zip(one.dims, one.shape, strict=True)),
-                ]
-            ),
-            one.dtype.name,
-        ]
-        assert human.size(store.nbytes_stored(name)) in row[5]
+        dims = [f"{d} {n:,}" for d, n in zip(one.dims, one.shape, strict=True)]
+        units = f", {one.units}" if one.units not in (None, "1") else ""
+        assert row[2] == "".join([f"sample {store.samples:,}", *dims, one.dtype.name, units])
+        assert row[3].startswith(human.count(one.layout.chunk_samples, "sample"))
+        assert f"{human.size(one.layout.chunk_nbytes)}, {one.layout.codec}" in row[3]
     assert "time" in [row[0] for row in page.rows]
     assert store.digest[:12] in page.text
     assert "seed" in page.texts

@@ -156,21 +156,21 @@ def _fields(
         for name, field in (listed if statistics else ())
     }
     nonfinite = any(row.nonfinite for rows in found.values() for row in rows)
-    header = ["field", *(["picture"] if drawn else []), "dimensions", "dtype"]  # where it needs no scrolling
-    units = any(field.units for _, field in listed)
-    header += ["units"] if units else []
-    header += ["chunk", "stored"] if store is not None else []
+    # a notebook's page is some 750 pixels wide: what is said in a word shares a column
+    header = ["field", *(["picture"] if drawn else []), "dimensions, dtype"]
+    header += ["chunk, codec"] if store is not None else []
     first_number = len(header)
     header += facts.STATISTICS if found else []
     header += ["not finite"] if nonfinite else []
-    right = {i for i, name in enumerate(header) if i >= first_number or name == "stored"}
+    right = range(first_number, len(header))
     rows = []
     for name, field in listed:
         described_as = quiet(escaped(field.description)) if field.description else ""
         row = [escaped(name) + described_as, *([drawn.of(name)] if drawn else [])]
-        row += ["<br>".join(map(escaped, facts.dims(field, samples.samples))), escaped(field.dtype.name)]
-        row += [escaped(field.units or "", 60)] if units else []
-        row += _stored(store, field, faults) if store is not None else []
+        units = f", {escaped(field.units, 60)}" if field.units not in (None, "", "1") else ""
+        dims = map(escaped, facts.dims(field, samples.samples))
+        row.append("<br>".join([*dims, f"{escaped(field.dtype.name)}{units}"]))
+        row += [_stored(store, field, faults)] if store is not None else []
         numbers = [_numbers(one, nonfinite) for one in found.get(name, ())]
         row += numbers[0] if numbers else []
         rows.append(row)
@@ -185,13 +185,13 @@ def _numbers(row: facts.StatisticsRow, nonfinite: bool) -> list[str]:
     return [*map(escaped, row.numbers), *([row.nonfinite] if nonfinite else [])]
 
 
-def _stored(store: Store, field: StoredField, faults: _Faults) -> list[str]:
+def _stored(store: Store, field: StoredField, faults: _Faults) -> str:
     found = faults.tried(lambda: facts.chunk_row(store, field), None)
     if found is None:
-        return ["", ""]
-    _, nbytes, _, codec, stored, ratio = found
-    count = human.count(field.layout.chunk_samples, "sample")
-    return [f"{count}<br>{nbytes}, {escaped(codec, 40)}", f"{stored}<br>ratio {ratio}"]
+        return ""
+    _, nbytes, _, codec, _, ratio = found
+    lines = [human.count(field.layout.chunk_samples, "sample"), f"{nbytes}, {escaped(codec, 40)}"]
+    return "<br>".join([*lines, *([] if ratio == "-" else [f"ratio {ratio}"])])
 
 
 class _Pictures:

@@ -56,7 +56,7 @@ STYLE = """
 }
 .parbake .parbake-table tbody tr:nth-child(n) { background: none; }
 .parbake .parbake-table th, .parbake .parbake-table td {
-  padding: 3px 14px 3px 0; border: 0; border-bottom: 1px solid var(--parbake-line); text-align: left;
+  padding: 3px 10px 3px 0; border: 0; border-bottom: 1px solid var(--parbake-line); text-align: left;
   vertical-align: top; font-weight: normal; white-space: nowrap; max-width: none; background: none;
 }
 .parbake .parbake-table tbody tr:last-child > * { border-bottom: 0; }
@@ -70,7 +70,7 @@ STYLE = """
 .parbake .parbake-table tr:has(+ tr .parbake-sub) > * { border-bottom: 0; padding-bottom: 1px; }
 .parbake .parbake-table tr:has(.parbake-sub) > * { padding-top: 0; }
 .parbake svg.parbake-picture, .parbake img.parbake-picture {
-  display: block; width: 160px; height: auto; max-height: 100px; max-width: none; margin: 1px 0 0;
+  display: block; width: 140px; height: auto; max-height: 100px; max-width: none; margin: 1px 0 0;
   object-fit: contain; object-position: left; background: none; image-rendering: auto;
 }
 .parbake details .parbake-table tbody th { font-weight: normal; opacity: .7; }

@@ -28,7 +28,9 @@ def freshness_html(freshness: Freshness) -> str:
     header = ("field", "key", "stored", "wanted") if fields else ("key", "stored", "wanted")
     cells = [row if fields else row[1:] for row in rows]
     keys = human.count(len(freshness.changes), "key")
-    head = f'<div class="parbake-head">{badge("stale")}<span class="parbake-quiet">{keys} differ</span></div>'
+    head = (
+        f'<div class="parbake-head">{badge("stale")}<span class="parbake-quiet">changed: {keys}</span></div>'
+    )
     return fragment(head + table(header, cells) + more(len(freshness.changes) - len(rows), "key"))
 
 
