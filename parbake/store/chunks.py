@@ -86,6 +86,8 @@ class FieldChunks:
             self.asked = np.zeros(self.field.chunks, np.bool_)  # pages are touched as needed
         if not again:
             chunks = chunks[~self.asked[chunks]]
+            if not len(chunks):
+                return
         self.asked[chunks] = True
         for chunk in np.unique(chunks).tolist():
             number, entry = divmod(chunk, self.field.layout.chunks_per_shard)

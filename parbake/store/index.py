@@ -69,9 +69,12 @@ def normalised_index(index: Index, samples: int) -> NDArray[np.int64]:
         if len(array) != samples:
             raise IndexError(f"a mask of {len(array)} for {samples} samples")
         return np.flatnonzero(array)
-    if array.size and not np.issubdtype(array.dtype, np.integer):
+    if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"an index of dtype {array.dtype}; sample numbers are integers")
-    low, high = (int(array.min()), int(array.max())) if array.size else (0, -1)
+    if array.size == 1:
+        low = high = int(array[0])
+    else:
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, -1)
     if low < -samples or high >= samples:  # before the cast, in which large unsigned numbers turn negative
         worst = high if high >= samples else low
         raise IndexError(f"sample {worst} of a store of {samples}")
