@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bakery import memory_folder
 from click.testing import CliRunner
 from pages import LANGUAGES, Block, PageRun, bake_stores, blocks_of, write_inputs
 
@@ -47,12 +48,20 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(baked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, as a page finds it; tones of the paper's set-ups are short."""
-    folder = tmp_path / "here"
-    shutil.copytree(baked, folder)
+    """The current folder, as a page finds it; tones of the paper's set-ups are short.
+
+    It lies in memory: pages bake many small stores, and would wait for the disk to sync them.
+    """
+    with memory_folder(tmp_path) as above:
+        shutil.copytree(baked, above / "here")
+        with monkeypatch.context() as patch:
+            yield from _inside(above / "here", above / "cache", patch)
+
+
+def _inside(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PARBAKE_CACHE", str(cache))
     for number, config in PAPER_CONFIGS.items():
         short = PaperConfig(config.family, config.sample_rate, 0.02)
         monkeypatch.setitem(PAPER_CONFIGS, number, short)  # type: ignore[arg-type]
