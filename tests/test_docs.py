@@ -18,6 +18,8 @@ from click.testing import CliRunner
 from pages import LANGUAGES, Block, PageRun, bake_stores, blocks_of, write_inputs
 
 import parbake
+import parbake.errors
+import parbake.producers
 from parbake.cli import main
 from parbake.producers.audio.paper import PAPER_CONFIGS, PaperConfig
 from parbake.store.store import open_store
@@ -247,6 +249,20 @@ def test_the_site_builds_and_loads_nothing_from_other_hosts(site: Path) -> None:
         name for name in parbake.__all__ if not name.startswith("_") and f'.{name}" class="doc' not in shown
     ]
     assert missing == [], "of the face, but not in docs/reference"
+
+
+def test_the_reference_says_where_each_name_comes_from() -> None:
+    """From ``parbake`` or ``parbake.producers``, or the page names the module."""
+    faces = {*parbake.__all__, *parbake.producers.__all__}
+    unsaid = []
+    for page in sorted((DOCS / "reference").glob("*.md")):
+        text = page.read_text()
+        for module, name in re.findall(r"^::: (parbake\.\S+)\.(\w+)$", text, re.M):
+            if name not in faces and name != "errors" and f"`{module}`" not in text:
+                unsaid.append(f"{page.name}: {module}.{name}")
+    assert unsaid == []
+    told = (name for name, value in vars(parbake.errors).items() if isinstance(value, type))
+    assert {name for name in told if name.endswith(("Error", "Warning"))} <= faces
 
 
 def _loaded(html: str) -> list[str]:
