@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _H
     from parbake.producers.bake import bake, repair  # noqa: F401
     from parbake.producers.cached import cached  # noqa: F401
     from parbake.producers.computed import ComputedStore  # noqa: F401
+    from parbake.producers.convert import convert  # noqa: F401
     from parbake.producers.dry_run import DryRun, dry_run  # noqa: F401
     from parbake.producers.executors import process_pool  # noqa: F401
     from parbake.producers.function import from_function  # noqa: F401
@@ -33,6 +34,7 @@ _HOMES = {
     "parbake.producers.reporting": ("Progress",),
     "parbake.producers.cached": ("cached",),
     "parbake.producers.computed": ("ComputedStore",),
+    "parbake.producers.convert": ("convert",),
     "parbake.producers.dry_run": ("DryRun", "dry_run"),
     "parbake.producers.executors": ("process_pool",),
     "parbake.producers.function": ("from_function",),
@@ -45,6 +47,7 @@ _HOMES = {
     "parbake.errors": (
         "DamagedStoreError",
         "KeysError",
+        "LegacyFileError",
         "MeshError",
         "NoSpaceError",
         "NotAStoreError",
@@ -56,6 +59,7 @@ _HOMES = {
         "StaleStoreError",
         "StoreNotFoundError",
         "StoreReplacedError",
+        "StoreWarning",
         "TeacherFileError",
         "UnfinishedStoreError",
     ),

@@ -37,7 +37,11 @@ COMMON_OPTIONS = (
     click.Option(
         ["--workers"], type=click.IntRange(min=1), metavar="N", help="Compute in this many processes."
     ),
-    click.Option(["--rebuild"], is_flag=True, help="Bake all of it again, over whatever store is there."),
+    click.Option(
+        ["--rebuild"],
+        is_flag=True,
+        help="Over a stale store bake what is stale, over a fresh one everything.",
+    ),
     click.Option(["--dry-run"], is_flag=True, help="Predict size and time from a few batches; bake nothing."),
     click.Option(
         ["--accept-source"], is_flag=True, help="Keep what is baked though the producer's code changed."

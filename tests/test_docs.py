@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bakery import memory_folder
 from click.testing import CliRunner
 from pages import LANGUAGES, Block, PageRun, bake_stores, blocks_of, write_inputs
 
 import parbake
+import parbake.errors
+import parbake.producers
 from parbake.cli import main
 from parbake.producers.audio.paper import PAPER_CONFIGS, PaperConfig
 from parbake.store.store import open_store
@@ -47,12 +50,20 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(baked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, as a page finds it; tones of the paper's set-ups are short."""
-    folder = tmp_path / "here"
-    shutil.copytree(baked, folder)
+    """The current folder, as a page finds it; tones of the paper's set-ups are short.
+
+    It lies in memory: pages bake many small stores, and would wait for the disk to sync them.
+    """
+    with memory_folder(tmp_path) as above:
+        shutil.copytree(baked, above / "here")
+        with monkeypatch.context() as patch:
+            yield from _inside(above / "here", above / "cache", patch)
+
+
+def _inside(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PARBAKE_CACHE", str(cache))
     for number, config in PAPER_CONFIGS.items():
         short = PaperConfig(config.family, config.sample_rate, 0.02)
         monkeypatch.setitem(PAPER_CONFIGS, number, short)  # type: ignore[arg-type]
@@ -238,6 +249,20 @@ def test_the_site_builds_and_loads_nothing_from_other_hosts(site: Path) -> None:
         name for name in parbake.__all__ if not name.startswith("_") and f'.{name}" class="doc' not in shown
     ]
     assert missing == [], "of the face, but not in docs/reference"
+
+
+def test_the_reference_says_where_each_name_comes_from() -> None:
+    """From ``parbake`` or ``parbake.producers``, or the page names the module."""
+    faces = {*parbake.__all__, *parbake.producers.__all__}
+    unsaid = []
+    for page in sorted((DOCS / "reference").glob("*.md")):
+        text = page.read_text()
+        for module, name in re.findall(r"^::: (parbake\.\S+)\.(\w+)$", text, re.M):
+            if name not in faces and name != "errors" and f"`{module}`" not in text:
+                unsaid.append(f"{page.name}: {module}.{name}")
+    assert unsaid == []
+    told = (name for name, value in vars(parbake.errors).items() if isinstance(value, type))
+    assert {name for name in told if name.endswith(("Error", "Warning"))} <= faces
 
 
 def _loaded(html: str) -> list[str]:
