@@ -20,7 +20,7 @@ OPTIONS = (
         ["--meshes"],
         type=click.Path(path_type=Path, exists=True, file_okay=False),
         metavar="DIR",
-        help="A folder of mesh series of several resolutions, with --all-pairs.",
+        help="A folder of series of several resolutions, with --all-pairs; instead of --source and --target.",
     ),
     click.Option(
         ["--all-pairs"], is_flag=True, help="Bake each series of --meshes with every finer one, into --cache."

@@ -242,8 +242,9 @@ def _bake_elsewhere(job: Job, todo: Sequence[SlabPlan], executor: Executor, repo
     except BrokenExecutor as error:
         executor.shutdown()  # of no more use; its last workers are gone then
         raise ProducerError(
-            f"{job.request.producer.name}: a worker process died (out of memory, a crash, or a producer that "
-            "it cannot import); what was baked is kept: run the same bake again, with fewer workers or none"
+            f"{job.request.producer.name}: a worker process died (out of memory, a crash, a producer that it "
+            "cannot import, or a script without if __name__ == '__main__':); what was baked is kept: run the "
+            "same bake again, with fewer workers or none"
         ) from error
     finally:
         for future in running:
