@@ -18,7 +18,8 @@ PACKAGE = Path(parbake.__file__).parent
 # Within the store a module imports from lines above its own only, so that there is no way round.
 STORE = """
 source files durable layout statistics
-codecs capture
+codecs references
+capture
 chunkmap keys index gather threads
 shard decoded opened zip_index
 zip_writer

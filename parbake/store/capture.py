@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from parbake.errors import KeysError, StoreNotFoundError
+from parbake.store import references
 from parbake.store import source as found_source
 from parbake.store.files import file_sha256
-from parbake.store.source import is_foreign, is_user_code, library_name, qualname, tree_of, written_only
+from parbake.store.references import written_only
+from parbake.store.source import is_foreign, is_user_code, library_name, qualname, tree_of
 
 _TORCH_APART = frozenset({"_parameters", "_buffers", "_modules", "training"})  # captured by name of their own
 _TORCH_BOOKS = frozenset(
@@ -362,13 +364,13 @@ def _add_definition(thing: Any, captured: Captured) -> None:
     name = qualname(thing)
     counts = set[str]()
     if thing is captured._producer:
-        tree, counts = found_source.without_lengths(tree)
+        tree, counts = references.without_lengths(tree)
     if tree.body:
         _add_source(name, tree, captured)
     if isinstance(thing, type):
         _add_class_parts(thing, tree, captured, counts)
     module = found_source.module_of(thing)
-    for used, attribute in found_source.user_imports(tree, getattr(module, "__package__", None)):
+    for used, attribute in references.user_imports(tree, getattr(module, "__package__", None)):
         if attribute is None:
             _add_definition(used, captured)
         else:
@@ -377,12 +379,12 @@ def _add_definition(thing: Any, captured: Captured) -> None:
         return
     scope = found_source.scope_of(thing)
     bound = getattr(getattr(thing, "__code__", None), "co_freevars", ())  # captured by value
-    rebound = found_source.rebound_globals(tree)  # state of the definition's own: told by what makes it
+    rebound = references.rebound_globals(tree)  # state of the definition's own: told by what makes it
     if module is not None:
         for state in sorted(rebound - written_only(tree)):
-            made = found_source.assignments_of(module, state)
+            made = references.assignments_of(module, state)
             _add_source(f"{found_source.module_name(module)}.{state}", made, captured)
-    for used_name in sorted(found_source.global_names(tree) - written_only(tree) - rebound - set(bound)):
+    for used_name in sorted(references.global_names(tree) - written_only(tree) - rebound - set(bound)):
         if used_name in scope and scope[used_name] is not thing:
             _follow(used_name, scope[used_name], tree, found_source.module_name(module), captured, module)
 
@@ -429,7 +431,7 @@ def _follow(
         _add_global(f"{home}.{name}", value, module, captured)
         return
     captured.bound[f"{home}.{name}"] = {"module": qualname(value)}
-    for path in sorted(found_source.attribute_paths(tree, name)):
+    for path in sorted(references.attribute_paths(tree, name)):
         owner, rest = value, path
         while rest and isinstance(inner := getattr(owner, rest[0], None), types.ModuleType):
             owner, rest = inner, rest[1:]
