@@ -77,6 +77,12 @@ def form_of(field: StoredField, coords: Mapping[str, Coord]) -> Form:
     return Form(Kind.OTHER)
 
 
+def are_colours(channels: int, names: tuple[str, ...]) -> bool:
+    """Whether channels may be red, green, blue (and alpha): as many, and not named otherwise."""
+    letters = "".join(name[:1].lower() for name in names if not name.isdigit())
+    return channels in IMAGE_CHANNELS and letters in ("", "rgb", "rgba")
+
+
 def _of_two(field: StoredField, coords: Mapping[str, Coord], long: tuple[int, ...]) -> Form:
     """Lines of several channels, or an image of one."""
     valued = [axis for axis in long if _has_values(field.dims[axis], coords)]

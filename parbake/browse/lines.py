@@ -54,6 +54,7 @@ class Signals:
     value_label: str
     f0_hz: float | None = None
     left_out: int = 0
+    magnitudes: bool = False  # of complex values, whose spectrum they do not have
 
     @property
     def seconds(self) -> float | None:
@@ -62,7 +63,7 @@ class Signals:
 
     def rate_hz(self, curve: Curve) -> float | None:
         """Samples per second, where the axis is time in even steps, enough of them for a spectrum."""
-        if self.seconds is None or len(curve.position) < STEPS_MIN:
+        if self.seconds is None or self.magnitudes or len(curve.position) < STEPS_MIN:
             return None
         steps = np.diff(curve.position)
         step = float(curve.position[-1] - curve.position[0]) / len(steps)
@@ -81,7 +82,10 @@ class Signals:
 
 
 def _rounding(position: Reals) -> float:
-    return 2 * float(np.spacing(np.float32(np.abs(position).max())))
+    """By how much steps differ that are even but for the rounding of their ends."""
+    short = position.astype(np.float32)
+    ends = short if np.array_equal(short, position) else position  # of a coordinate of float32, or finer
+    return 2 * float(np.spacing(np.abs(ends).max()))
 
 
 def height_in(signals: Signals) -> float:
@@ -127,7 +131,7 @@ def draw_waveform(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
     axes.axhline(0, color=figures.FAINT, linewidth=0.6, zorder=0)
     if len(handles) > 1:
         labels = [figures.plain(curve.role) for curve in signals.curves]
-        figures.legend_of(axes, handles, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels))
+        figures.legend_above(axes, handles, labels)
 
 
 def _window(signals: Signals) -> tuple[float, float, str]:
@@ -170,12 +174,12 @@ def draw_spectrum(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
         figures.note(axes, "no spectrum: there are values that are not finite")
         return
     handles = list(drawn)
-    if tone_hz is not None and np.isfinite(last.values).all():
-        rate = 2 * half_hz
+    rate = signals.rate_hz(last)
+    if tone_hz is not None and rate is not None and np.isfinite(last.values).all():
         marked = harmonics(found, tone_hz, rate), aliases(found, tone_hz, rate)
         texts = (
             f"harmonics k · {tone_hz:.5g} Hz",
-            f"aliases, folded at {half_hz:,.0f} Hz",
+            f"aliases, folded at {rate / 2:,.0f} Hz",
         )
         for lines, text, marker, colour in zip(
             marked, texts, "ov", (figures.BLUE, figures.VERMILION), strict=True
@@ -197,8 +201,7 @@ def draw_spectrum(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
     axes.set_axisbelow(True)
     axes.xaxis.set_major_formatter("{x:,.0f}" if half_hz >= 20 else "{x:g}")
     if len(handles) > 1:
-        place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(handles), "columnspacing": 1.2}
-        figures.legend_of(axes, handles, labels, **place)
+        figures.legend_above(axes, handles, labels)
 
 
 def _marks(axes: Axes, lines: Lines, marker: str, colour: str) -> Any:

@@ -75,16 +75,15 @@ def panels_of(store: Store, field: str | None = None) -> tuple[Panel, ...]:
         return (Panel(forms[field].kind, (field,)),)
     panels: list[Panel] = []
     lines: dict[tuple[Any, ...], list[str]] = {}
-    pair = {INTERPOLATED, FINE} <= {name for name, form in forms.items() if form.kind is Kind.MESH}
+    stages = _stages(store, forms)
     for name, form in forms.items():
         if form.kind is Kind.LINE:
             lines.setdefault(_axis_kind(store, store.fields[name], form), []).append(name)
-        elif pair and name in (COARSE, INTERPOLATED, FINE, RESIDUAL):
+        elif stages and name in (*stages, RESIDUAL) and form.kind is Kind.MESH:
             continue
         elif form.kind is not Kind.SCALAR:
             panels.append(Panel(form.kind, (name,)))
-    if pair:
-        stages = tuple(n for n in _STAGES if n in forms and forms[n].kind is Kind.MESH)
+    if stages:
         panels.insert(0, Panel(Kind.MESH, stages))
     panels = [*(Panel(Kind.LINE, tuple(together)) for together in lines.values()), *panels]
     if not panels:
@@ -92,12 +91,30 @@ def panels_of(store: Store, field: str | None = None) -> tuple[Panel, ...]:
     return tuple(panels)
 
 
+def _stages(store: Store, forms: Mapping[str, Form]) -> tuple[str, ...]:
+    """The fields of a mesh pair that are shown together: both at the same nodes, the coarse one if alike."""
+
+    def alike(name: str) -> tuple[Any, ...]:
+        field, form = store.fields[name], forms[name]
+        across = None if form.channel is None else (field.dims[form.channel], field.shape[form.channel])
+        return len(node_axes(field, store.coords)), across, field.units
+
+    found = [name for name in _STAGES if name in forms and forms[name].kind is Kind.MESH]
+    if not {INTERPOLATED, FINE} <= set(found):
+        return ()
+    one, other = store.fields[INTERPOLATED], store.fields[FINE]
+    if (one.dims, one.shape, one.units) != (other.dims, other.shape, other.units):
+        return ()
+    return tuple(name for name in found if name != COARSE or alike(COARSE) == alike(FINE))
+
+
 def _axis_kind(store: Store, field: StoredField, form: Form) -> tuple[Any, ...]:
     """What lines need to have in common to be drawn over one another."""
     dim = field.dims[form.axes[0]]
     coord = store.coords.get(dim)
     over = coord.units if coord is not None and coord.units else dim
-    return over, field.units, 1 if form.channel is None else field.shape[form.channel]
+    channels = 1 if form.channel is None else field.shape[form.channel]
+    return over, field.units, channels, field.dtype.kind == "c"
 
 
 def figure_of(store: Store, sample: int | None = None, field: str | None = None) -> Figure:
@@ -133,7 +150,7 @@ def _read(store: Store, sample: int | None, names: tuple[str, ...]) -> tuple[int
                 raise
             continue
         with contextlib.suppress(DamagedStoreError):  # the headline then does without them
-            read |= store.read([number], _told_scalars(store))
+            read |= store.read([number], (*_told_scalars(store), *_tone(store)))
         return number, {name: array[0] for name, array in read.items()}
     raise AssertionError("the last of the samples was read or raised")
 
@@ -142,6 +159,13 @@ def _told_scalars(store: Store) -> tuple[str, ...]:
     """The scalars whose values a headline gives."""
     scalars = [n for n, f in store.fields.items() if f.shape == () and f.dtype.kind in "biuf"]
     return tuple(scalars[:_TOLD_MAX])
+
+
+def _tone(store: Store) -> tuple[str, ...]:
+    """The scalar that is the fundamental of the lines, in Hz, if there is one."""
+    f0 = store.fields.get(_F0)
+    is_tone = f0 is not None and f0.units == _HZ and f0.shape == () and f0.dtype.kind in "iuf"
+    return (_F0,) if is_tone else ()
 
 
 def _sample_figure(
@@ -246,15 +270,14 @@ def _signals(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> 
     coord = store.coords.get(dim)
     curves = [curve for name in panel.fields for curve in _curves(store, store.fields[name], values[name])]
     label = "value" if len(panel.fields) > 1 else panel.fields[0]
-    f0 = store.fields.get(_F0)
-    has_f0 = f0 is not None and f0.units == _HZ and f0.shape == () and _F0 in values
     return Signals(
         tuple(curves[:CURVES_MAX]),
         dim,
         coord.units if coord is not None else None,
-        figures.with_units(label, first.units),
-        float(values[_F0]) if has_f0 else None,
+        figures.magnitude(figures.with_units(label, first.units), first.dtype),
+        next((float(values[name]) for name in _tone(store) if name in values), None),
         max(len(curves) - CURVES_MAX, 0),
+        first.dtype.kind == "c",
     )
 
 
@@ -286,16 +309,23 @@ def _maps(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Map
         points = np.stack([np.asarray(store.coords[axis].values, np.float64) for axis in axes], axis=1)
         shown = _real(_along(values[field.name], form))[:, : len(chosen)]
         plain_axes = tuple(axis.removeprefix("coarse_") for axis in axes)
-        title = _STAGES.get(field.name, field.name) if len(fields) > 1 else ""
-        alike.append(Map(title, shown, points, plain_axes))
+        title = _STAGES[field.name] if len(fields) > 1 else field.name if field.dtype.kind == "c" else ""
+        alike.append(Map(figures.magnitude(title, field.dtype), shown, points, plain_axes))
     difference = None
     if len(fields) > 1:
-        coarse, fine = alike[-2:]  # both at the fine mesh's nodes
+        least, most = (_along(values[name], forms[-1]) for name in (INTERPOLATED, FINE))
         difference = replace(
-            fine, title="fine \N{MINUS SIGN} interpolated", values=fine.values - coarse.values
+            alike[-1],
+            title=figures.magnitude("fine \N{MINUS SIGN} interpolated", fields[-1].dtype),
+            values=_real(_difference(most, least))[:, : len(chosen)],
         )
     units = store.coords[node_axes(fields[0], store.coords)[0]].units
     return Maps(tuple(alike), chosen, difference, fields[0].units, units)
+
+
+def _difference(values: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    wide = np.result_type(values, np.float64)
+    return np.asarray(values.astype(wide) - other.astype(wide))
 
 
 def _image(store: Store, name: str, values: NDArray[Any]) -> Image:
