@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from parbake.browse import figures
 from parbake.browse.spectrum import (
+    LOBE_BINS,
     STEPS_MIN,
     Lines,
     Spectrum,
@@ -30,6 +31,7 @@ _POINTS_MAX = 8000  # of a line; more are drawn as an envelope
 _COLUMNS = 800  # of an envelope
 _DOTTED_MAX = 120  # points of a line that are few enough to be seen singly
 _PERIODS = 4
+_RESOLVED_PERIODS = 2 * (LOBE_BINS + 1)  # in so many the lines of a tone stand apart
 _SHOWN_DB = 130  # of a spectrum, below its highest line
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _EVEN = 1e-3  # of a step: a coordinate of float32 is no truer
@@ -76,9 +78,11 @@ class Signals:
     @property
     def tone_hz(self) -> float | None:
         """The fundamental, where there is one that the spectrum can show."""
-        f0 = self.f0_hz
-        rate = self.rate_hz(self.curves[-1])
-        return f0 if f0 is not None and rate is not None and 0 < f0 < rate / 2 else None
+        f0, last = self.f0_hz, self.curves[-1]
+        rate = self.rate_hz(last)
+        if f0 is None or rate is None:
+            return None
+        return f0 if _RESOLVED_PERIODS * rate / len(last.values) <= f0 < rate / 2 else None
 
 
 def _rounding(position: Reals) -> float:
@@ -149,8 +153,12 @@ def _window(signals: Signals) -> tuple[float, float, str]:
 
 
 def spectrum_of_tone(curve: Curve, rate_hz: float, tone_hz: float | None) -> Spectrum:
-    """Of a tone the spectrum of the last second, when it has settled; else that of all that is shown."""
-    return spectrum_of(curve.values[-round(rate_hz) :] if tone_hz else curve.values, rate_hz)
+    """Of a tone the spectrum of the last second, when it has settled; else that of all that is shown.
+
+    Of a low tone it is as much more as keeps its lines apart.
+    """
+    steps = len(curve.values) if tone_hz is None else round(rate_hz * max(1, _RESOLVED_PERIODS / tone_hz))
+    return spectrum_of(curve.values[-steps:], rate_hz)
 
 
 def draw_spectrum(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> None:

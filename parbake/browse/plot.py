@@ -21,7 +21,7 @@ from parbake.browse.charts import (
     image_height_in,
     scalar_rows,
 )
-from parbake.browse.kinds import Form, Kind, form_of, node_axes
+from parbake.browse.kinds import Form, Kind, axis_of, form_of, node_axes
 from parbake.browse.lines import CURVES_MAX, Curve, Signals, draw_signals, height_in
 from parbake.browse.maps import (
     CHANNELS_ALONE_MAX,
@@ -111,7 +111,7 @@ def _stages(store: Store, forms: Mapping[str, Form]) -> tuple[str, ...]:
 def _axis_kind(store: Store, field: StoredField, form: Form) -> tuple[Any, ...]:
     """What lines need to have in common to be drawn over one another."""
     dim = field.dims[form.axes[0]]
-    coord = store.coords.get(dim)
+    coord = axis_of(dim, store.coords)
     over = coord.units if coord is not None and coord.units else dim
     channels = 1 if form.channel is None else field.shape[form.channel]
     return over, field.units, channels, field.dtype.kind == "c"
@@ -267,7 +267,7 @@ def _channel_names(store: Store, field: StoredField, form: Form) -> tuple[str, .
 def _signals(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Signals:
     first = store.fields[panel.fields[0]]
     dim = first.dims[form_of(first, store.coords).axes[0]]
-    coord = store.coords.get(dim)
+    coord = axis_of(dim, store.coords)
     curves = [curve for name in panel.fields for curve in _curves(store, store.fields[name], values[name])]
     label = "value" if len(panel.fields) > 1 else panel.fields[0]
     return Signals(
@@ -284,8 +284,8 @@ def _signals(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> 
 def _curves(store: Store, field: StoredField, values: NDArray[Any]) -> Iterator[Curve]:
     form = form_of(field, store.coords)
     along = _real(_along(values, form))
-    coord = store.coords.get(field.dims[form.axes[0]])
-    position = np.arange(len(along)) if coord is None or coord.labels else coord.values
+    coord = axis_of(field.dims[form.axes[0]], store.coords)
+    position = np.arange(len(along)) if coord is None else coord.values
     names = _channel_names(store, field, form)
     described = _short(field.description)
     for channel, name in enumerate(names):
@@ -332,9 +332,9 @@ def _image(store: Store, name: str, values: NDArray[Any]) -> Image:
     field = store.fields[name]
     form = form_of(field, store.coords)
     dims = [field.dims[axis] for axis in form.axes]
-    coords = [store.coords.get(dim) for dim in dims]
+    coords = [axis_of(dim, store.coords) for dim in dims]
     extent, labels = None, [figures.plain(dim) for dim in dims]
-    if all(c is not None and c.labels is None and _is_even(c.values) for c in coords):
+    if all(c is not None and _is_even(c.values) for c in coords):
         (bottom, top), (left, right) = (_edges(c.values) for c in coords if c is not None)
         extent = (left, right, bottom, top)
         labels = [
@@ -352,8 +352,9 @@ def _is_even(values: NDArray[Any]) -> bool:
 
 def _edges(values: NDArray[Any]) -> tuple[float, float]:
     """Where the first pixel begins and the last one ends."""
-    half = float(values[1] - values[0]) / 2
-    return float(values[0]) - half, float(values[-1]) + half
+    first, second, last = (float(values[i]) for i in (0, 1, -1))  # of unsigned ones a difference may wrap
+    half = (second - first) / 2
+    return first - half, last + half
 
 
 # ---- distributions

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.browse.kinds import Form, Kind, are_colours, form_of, node_axes
+from parbake.browse.kinds import Form, Kind, are_colours, axis_of, form_of, node_axes
 from parbake.browse.markup import escaped
 from parbake.browse.png import coloured, data_uri, png
 from parbake.store.document import StoredField
@@ -142,7 +142,9 @@ def _line(
     labels = _labels(field, form, coords)[: len(drawn)]
     many = f"{len(drawn)} of {len(channels)} channels" if len(channels) > len(drawn) else ""
     which = ", ".join(map(escaped, labels)) if len(channels) > 1 and labels else many
-    part = _part(start, stop, length, coords.get(field.dims[form.axes[0]])) if stop - start < length else ""
+    part = (
+        _part(start, stop, length, axis_of(field.dims[form.axes[0]], coords)) if stop - start < length else ""
+    )
     caption = ", ".join(text for text in (which, part, f"sample {sample:,}") if text)
     drawing = f'<g fill="currentColor" stroke="currentColor" stroke-linejoin="round">{paths}</g>'
     return Sketch(_svg(drawing, f"{escaped(field.name)}: {caption}"), caption)
@@ -193,11 +195,11 @@ def _path(bottom: Array, top: Array) -> str:
 
 
 def _part(start: int, stop: int, length: int, coord: Coord | None) -> str:
-    if coord is None or coord.labels is not None or coord.dim is not None:
+    if coord is None:
         return f"{stop - start:,} of {length:,} values"
     ends = coord.values.astype(np.float64)
     units = f" {escaped(coord.units)}" if coord.units else ""
-    return f"{ends[stop - 1] - ends[start]:.3g} of {ends[-1] - ends[0]:.3g}{units}"
+    return f"{abs(ends[stop - 1] - ends[start]):.3g} of {abs(ends[-1] - ends[0]):.3g}{units}"
 
 
 # ---- distributions
