@@ -19,6 +19,7 @@ from bakery import Loaf
 from numpy.typing import NDArray
 
 from parbake import human
+from parbake.browse import facts
 from parbake.browse import html as html_module
 from parbake.browse.html import STYLE, escaped, store_html, table
 from parbake.browse.tree import tree
@@ -380,6 +381,8 @@ def test_provenance_of_another_form_is_shown(tmp_path: Path, provenance: dict[st
         page = Page(store_html(odd))
     assert any(text.startswith("Provenance") for text in page.texts)
     assert next(iter(provenance)) in page.text
+    [(name, _)] = facts.provenance_lines(provenance)  # the terminal and the report show it too
+    assert name == next(iter(provenance))
 
 
 def test_text_is_escaped_and_cut() -> None:

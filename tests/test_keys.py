@@ -234,6 +234,22 @@ def test_offender_in_a_producers_keys_is_named() -> None:
         keys_of(Sound(f=Field(*SHAPE, keys={"window": {1, 2}})))
 
 
+@given(st.dictionaries(st.text(), values), st.dictionaries(st.text(), values))
+def test_digests_are_those_of_canonical_texts(shared: dict[str, Any], own: dict[str, Any]) -> None:
+    keys = Keys(shared, {"x": own})
+    assert keys.digest == digest(shared)
+    assert keys.field_digest("x") == digest({"shared": shared, "field": own})
+
+
+def test_shared_keys_are_written_once_for_all_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Any] = []
+    monkeypatch.setattr("parbake.store.keys.canonical", lambda value: written.append(value) or "{}")
+    keys = Keys({"many": 1}, {name: {"own": name} for name in "abc"})
+    for name in "abc":
+        keys.field_digest(name)
+    assert written.count({"many": 1}) == 1
+
+
 def test_field_digest_tells_shared_and_own_keys() -> None:
     a, b = keys_of(Sound({"rate": 1})), keys_of(Sound({"rate": 2}))
     assert a.field_digest("x") != b.field_digest("x")

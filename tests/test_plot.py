@@ -21,7 +21,7 @@ from scipy.signal.windows import flattop
 
 import parbake
 from parbake.browse import figures, maps, meshmap, plot, spectrum
-from parbake.browse.charts import bin_edges
+from parbake.browse.charts import bin_edges, told_apart
 from parbake.errors import DamagedStoreError, RecipeError
 from parbake.producers.bake import bake
 from parbake.producers.function import from_function
@@ -186,6 +186,140 @@ def test_of_a_harmonic_task_nothing_is_called_an_alias(tmp_path: Path) -> None:
     assert not any("alias" in text.get_text() for text in legend.get_texts())
 
 
+def test_input_and_output_may_have_rates_of_their_own(tmp_path: Path) -> None:
+    over = Coord(np.arange(4 * RATE) / (4 * RATE), "s")
+    t, f0 = np.arange(RATE) / RATE, 441.0
+    values = {
+        "x": np.sin(2 * np.pi * f0 * over.values),
+        "y": np.sin(2 * np.pi * f0 * t) + 0.1 * np.sin(2 * np.pi * 11 * f0 * t),
+        "f0": np.float64(f0),
+    }
+    schema = {
+        "x": Field((4 * RATE,), "float64", ("time_over",), coords={"time_over": over}),
+        "y": Field((RATE,), "float64", ("time",), coords={"time": Coord(t, "s")}),
+        "f0": SCHEMA["f0"],
+    }
+    below = baked(tmp_path / "rates.zarr", lambda i: values, 1, schema).plot().axes[1]
+    marks = {line.get_marker(): line.get_xdata().tolist() for line in below.lines}
+    assert marks["v"] == [RATE - 11 * f0]
+    assert f"aliases, folded at {RATE / 2:,.0f} Hz" in [t.get_text() for t in below.get_legend().get_texts()]
+
+
+def test_a_fundamental_counts_wherever_it_stands_among_scalars(tmp_path: Path) -> None:
+    knobs = {f"knob{i}": Field((), "float64", ()) for i in range(6)}
+    store = baked(
+        tmp_path / "knobs.zarr",
+        lambda i: {**tone(i), **dict.fromkeys(knobs, np.float64(i))},
+        2,
+        {"y": SCHEMA["y"], "dB": SCHEMA["dB"], **knobs, "f0": SCHEMA["f0"]},
+    )
+    assert titles(store.plot(1))[0] == "waveform, last 4 periods"
+
+
+@pytest.mark.parametrize("begin", [0.0, 1.7e9])
+def test_uneven_steps_have_no_spectrum_wherever_time_begins(tmp_path: Path, begin: float) -> None:
+    even = begin + np.arange(400) / 8
+    uneven = even + np.random.default_rng(0).uniform(0, 0.1, 400)
+    for i, (values, axes) in enumerate(((even, 2), (uneven, 1))):
+        schema = {"x": Field((400,), "float32", ("time",), coords={"time": Coord(values, "s")})}
+        store = baked(tmp_path / f"{i}.zarr", lambda i: {"x": np.ones(400, np.float32)}, 1, schema)
+        assert len(store.plot().axes) == axes
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        np.full(400, np.nan),
+        np.r_[np.inf, np.arange(399)],
+        np.zeros(400),
+        np.arange(400) * 1j,
+        np.arange(400) % 2 == 0,
+        (np.arange(400) - 200) * 8e305,
+    ],
+    ids=["NaN", "infinite", "all the same", "complex", "truth values", "too far"],
+)
+@pytest.mark.filterwarnings(
+    "error::RuntimeWarning", "error::UserWarning", "ignore::parbake.errors.StoreWarning"
+)
+def test_a_coordinate_that_says_nothing_is_no_axis(tmp_path: Path, position: Any) -> None:
+    with h5py.File(tmp_path / "others.h5", "w") as file:
+        file["line"], file["image"] = np.ones((3, 400)), np.ones((3, 400, 400))
+        file["time"] = position
+        file["time"].make_scale("time")
+        file["time"].attrs["units"] = "s"
+        file["line"].dims[1].attach_scale(file["time"])
+        file["image"].dims[2].attach_scale(file["time"])
+    store = open_store(tmp_path / "others.h5")
+    assert "time" in store.coords
+    [line] = store.plot(field="line").axes
+    assert line.get_xlabel() == "time"
+    assert line.lines[0].get_xdata().tolist() == list(range(400))
+    figures.rendered(store.plot(field="image"))
+
+
+def test_pixels_lie_where_unsigned_coordinates_say(tmp_path: Path) -> None:
+    coords = {
+        "row": Coord(np.arange(240, 40, -10, dtype=np.uint8)),
+        "column": Coord(np.linspace(-120, 120, 25).astype(np.int8)),
+    }
+    schema = {"image": Field((20, 25), "float32", ("row", "column"), coords=coords)}
+    store = baked(tmp_path / "image.zarr", lambda i: {"image": np.ones((20, 25), np.float32)}, 1, schema)
+    assert store.plot().axes[0].images[0].get_extent() == [-125, 125, 245, 45]
+
+
+@pytest.mark.parametrize("f0", [1e-40, 1e-9, 5.0])
+def test_of_a_low_tone_so_much_is_taken_that_its_lines_stand_apart(tmp_path: Path, f0: float) -> None:
+    t = np.arange(4 * RATE) / RATE
+    y = np.sin(2 * np.pi * f0 * t) + 0.1 * np.sin(4 * np.pi * f0 * t)
+    schema = {
+        "y": Field((4 * RATE,), "float64", ("time",), coords={"time": Coord(t, "s")}),
+        "f0": SCHEMA["f0"],
+    }
+    figure = baked(tmp_path / "low.zarr", lambda i: {"y": y, "f0": np.float64(f0)}, 1, schema).plot()
+    marks = {line.get_marker(): line for line in figure.axes[1].lines}
+    if f0 < 1:  # there is no period of it to be seen
+        assert titles(figure) == ["waveform, lowest to highest", f"spectrum, last {4 * RATE:,} steps"]
+        assert "o" not in marks
+    else:
+        assert marks["o"].get_xdata().tolist() == [5.0, 10.0]
+        np.testing.assert_allclose(marks["o"].get_ydata(), [0, -20], atol=0.1)
+
+
+def test_of_complex_values_the_magnitude_is_shown_and_named(tmp_path: Path) -> None:
+    time = Coord(np.arange(400) / 100, "s")
+    node = {axis: Coord(np.random.default_rng(0).random(30), dim="node") for axis in "xy"}
+    schema = {
+        "line": Field((400,), "complex64", ("time",), units="V", coords={"time": time}),
+        "image": Field((20, 30), "complex64", ("row", "column")),
+        "nodes": Field((30,), "complex128", ("node",), coords=node),
+    }
+    values = {name: np.full(field.shape, 3 + 4j, field.dtype) for name, field in schema.items()}
+    store = baked(tmp_path / "complex.zarr", lambda i: values, 1, schema)
+    [axes] = store.plot(field="line").axes
+    assert axes.get_ylabel() == "magnitude of line (V)"
+    assert set(axes.lines[0].get_ydata().tolist()) == {5.0}
+    assert titles(store.plot(field="image")) == ["magnitude of image"]
+    assert titles(store.plot(field="nodes")) == ["magnitude of nodes"]
+    assert store._repr_html_().count("magnitude, sample 0") == 3
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # of a layout in which axes have no room
+def test_long_names_leave_the_curves_their_room(tmp_path: Path) -> None:
+    names = np.array([f"a channel with a name of its own {i}" for i in range(6)])
+    coords = {"time": TIME, "channel": Coord(names)}
+    schema = {"x": Field((2 * RATE, 6), "float32", ("time", "channel"), coords=coords)}
+    figure = baked(
+        tmp_path / "long.zarr", lambda i: {"x": np.zeros((2 * RATE, 6), np.float32)}, 1, schema
+    ).plot()
+    figures.rendered(figure)  # lays out
+    for axes in figure.axes:
+        assert axes.get_position().width > 0.8
+        assert axes.get_position().height > 0.1
+        legend, title = axes.get_legend().get_window_extent(), axes._left_title.get_window_extent()  # type: ignore[attr-defined]
+        assert legend.x0 >= 0
+        assert not legend.overlaps(title)
+
+
 def test_a_long_line_is_an_envelope_of_its_lowest_and_highest(tmp_path: Path) -> None:
     store = baked(
         tmp_path / "s.zarr",
@@ -281,6 +415,45 @@ def test_without_the_coarse_field_three_maps_are_shown(tmp_path: Path) -> None:
         tops = [axes.get_position().y1 for axes in figure.axes[:3]]
         assert tops[0] > tops[1] > tops[2]  # a wide mesh: one above another
         assert titles(store.plot(field="fine_features")) == ["p"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "dims", "channels", "compared"),
+    [
+        ((30, 40, 50), (2, 2, 2), 2, False),
+        ((30, 40, 40), (3, 2, 2), 2, True),
+        ((30, 40, 40), (2, 2, 2), 1, True),
+    ],
+    ids=["other nodes", "other dimensions", "other channels"],
+)
+def test_fields_that_only_have_the_names_of_a_pair_are_not_compared(
+    tmp_path: Path,
+    nodes: tuple[int, int, int],
+    dims: tuple[int, int, int],
+    channels: int,
+    compared: bool,
+) -> None:
+    rng = np.random.default_rng(0)
+    axes = [
+        {f"{dim}{axis}": Coord(rng.random(count), dim=f"{dim}node") for axis in "xyz"[:size]}
+        for dim, count, size in zip(("coarse_", "", "fine_"), nodes, dims, strict=True)
+    ]
+    if nodes[1] == nodes[2]:
+        axes[2] = axes[1]
+    names = (plot.COARSE, plot.INTERPOLATED, plot.FINE)
+    schema = {}
+    for name, count, coords in zip(names, nodes, axes, strict=True):
+        form = (count, channels if name == plot.COARSE else 2)
+        dim = next(iter(coords.values())).dim or ""
+        schema[name] = Field(form, "float32", (dim, f"of{form[1]}"), coords=coords)
+    values = {name: rng.random(field.shape).astype(np.float32) for name, field in schema.items()}
+    store = baked(tmp_path / "no_pair.zarr", lambda i: values, 1, schema)
+    found = titles(store.plot())
+    assert (
+        sum("interpolated" in title for title in found) == 4 * compared
+    )  # two channels, and the differences
+    assert not any("coarse" in title for title in found)
+    figures.rendered(store.plot())
 
 
 def test_keep_coarse_keeps_the_source_as_it_is_and_no_shared_key(tmp_path: Path) -> None:
@@ -389,6 +562,32 @@ SCALARS = {
     "kind": Field((), "i4", ()),
     "gap": Field((), "f8", (), allow_nan=True),
 }
+
+
+def test_channels_with_names_of_their_own_are_no_colours(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((20, 30, 3)).astype(np.float32)
+    for names, shown in (
+        (("red", "green", "blue"), ["image"]),
+        (("u", "v", "p"), ["image, u", "image, v", "image, p"]),
+    ):
+        coords = {"channel": Coord(np.array(names))}
+        schema = {"image": Field((20, 30, 3), "float32", ("row", "column", "channel"), coords=coords)}
+        store = baked(tmp_path / f"{names[0]}.zarr", lambda i: {"image": values}, 1, schema)
+        assert titles(store.plot()) == shown
+        assert ("u, sample 0" in store._repr_html_()) == (names[0] == "u")
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        (np.repeat([10_001, 10_002], 3), ["10001", "10002"]),
+        (np.repeat([44_100.1, 44_100.2], 3), ["44100.1", "44100.2"]),
+        (np.repeat(np.float32([0.1, 0.3]), 3), ["0.1", "0.3"]),
+        (np.repeat([False, True], 3), ["0", "1"]),
+    ],
+)
+def test_bars_of_different_values_have_different_names(values: Any, texts: list[str]) -> None:
+    assert told_apart(np.unique(values)) == texts
 
 
 def test_scalars_are_distributions_over_all_samples(tmp_path: Path) -> None:

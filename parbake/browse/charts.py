@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parbake.browse import figures
+from parbake.browse.kinds import are_colours
 from parbake.browse.spectrum import columns
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def draw_distribution(axes: Axes, scalar: Scalar) -> None:
         if scalar.marked is not None and scalar.marked in different:
             bars[int(np.searchsorted(different, scalar.marked))].set_color(figures.VERMILION)
         turned = 45 if len(different) > 6 else 0
-        axes.set_xticks(np.arange(len(different)), [f"{v:.4g}" for v in different.tolist()], rotation=turned)
+        axes.set_xticks(np.arange(len(different)), told_apart(different), rotation=turned)
     else:
         edges, logarithmic = bin_edges(finite.astype(np.float64), scalar.units)
         axes.hist(finite, edges.tolist(), color=figures.BLUE, edgecolor="white", linewidth=0.4)
@@ -84,6 +85,14 @@ def draw_distribution(axes: Axes, scalar: Scalar) -> None:
             axes.axvline(scalar.marked, color=figures.VERMILION, linewidth=1.4)
     figures.styled(axes, title, label, "")
     axes.locator_params(axis="y", integer=True)
+
+
+def told_apart(different: NDArray[Any]) -> list[str]:
+    """Different numbers as texts: of four digits where that tells them apart, else in full."""
+    short = [f"{value:.4g}" for value in different.tolist()]
+    if different.dtype.kind in "iu" or len(set(short)) < len(short):
+        return [str(value) for value in different]
+    return short
 
 
 def bin_edges(values: Reals, units: str | None) -> tuple[Reals, bool]:
@@ -126,7 +135,7 @@ def image_height_in(image: Image) -> float:
 def is_coloured(image: Image) -> bool:
     """Whether the channels are red, green and blue, as far as their number and values tell."""
     pixels = image.pixels
-    if pixels.shape[2] not in (3, 4):
+    if not are_colours(pixels.shape[2], image.channels):
         return False
     if pixels.dtype == np.uint8:
         return True
@@ -149,7 +158,8 @@ def draw_image(shown: FigureBase, image: Image) -> None:
         values = np.abs(pixels[..., channel]) if pixels.dtype.kind == "c" else pixels[..., channel]
         painted = axes.imshow(values.astype(np.float64), cmap=figures.SEQUENTIAL, **upright)
         named = image.channels[channel] if image.channels else f"{channel}" if count > 1 else ""
-        title = ", ".join(part for part in (figures.plain(image.name), figures.plain(named)) if part)
+        shown_of = figures.magnitude(figures.plain(image.name), pixels.dtype)
+        title = ", ".join(part for part in (shown_of, figures.plain(named)) if part)
         figures.styled(axes, title, *image.axes)
         axes.label_outer()
         label = figures.plain(image.units) if image.units not in (None, "1") else ""
@@ -172,6 +182,6 @@ def draw_flat(
         axes.fill_between(where, low, high, color=figures.BLUE, alpha=0.8, linewidth=0.6)
     else:
         axes.plot(index, flat, color=figures.BLUE, linewidth=1.2, marker="o" if len(flat) < 32 else "")
-    what = "magnitude of " if values.dtype.kind == "c" else ""
-    figures.styled(axes, f"{what}values in the order of {shape}", "index", figures.with_units(name, units))
+    what = figures.magnitude("values", values.dtype)
+    figures.styled(axes, f"{what} in the order of {shape}", "index", figures.with_units(name, units))
     axes.margins(x=0.01)

@@ -123,8 +123,18 @@ def _is_module(value: JSON) -> bool:
     return isinstance(value, Mapping) and value.keys() == {"module"}
 
 
-def provenance_lines(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Who made it: a line for each bake and each range of samples made alike, then the recipe."""
+def provenance_lines(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Who made it: a line for each bake and each range of samples made alike, then the recipe.
+
+    What is not as parbake writes it is listed as it is.
+    """
+    try:
+        return list(_provenance_lines(provenance))
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return [(name, json.dumps(value, ensure_ascii=False)) for name, value in provenance.items()]
+
+
+def _provenance_lines(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     rest = dict(provenance)
     for bake in rest.pop("bakes", []):
         commit = f", commit {bake['git_commit'][:12]}" if bake.get("git_commit") else ""

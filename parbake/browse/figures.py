@@ -11,6 +11,7 @@ from parbake import human
 from parbake.errors import RecipeError
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
     from matplotlib.legend import Legend
@@ -26,6 +27,8 @@ INK, FAINT, BACKDROP = "#222222", "#8a8a8a", "#b4b4b4"
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
 _LOSSLESS_NBYTES = 100_000
 _TEXT_MAX = 48  # characters of a name in a figure
+# of a legend: what there is room for, what an entry takes beside its text, and a letter of that
+_LEGEND_WIDTH_IN, _LEGEND_ITEM_IN, _LETTER_IN = WIDTH_IN - 1.0, 0.4, 0.066
 
 
 def figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
@@ -93,6 +96,11 @@ def with_units(name: object, units: str | None) -> str:
     return plain(name) if units in (None, "", "1", str(name)) else f"{plain(name)} ({plain(units, 24)})"
 
 
+def magnitude(text: str, dtype: np.dtype[Any]) -> str:
+    """What is shown of values of ``dtype``: of complex ones their magnitude."""
+    return f"magnitude of {text}" if dtype.kind == "c" else text
+
+
 def headline(shown: FigureBase, text: str) -> None:
     """A title at the left edge; ``text`` is plain already."""
     shown.suptitle(text, x=0.012, ha="left", fontsize=11, color=INK, fontweight="bold")
@@ -111,9 +119,33 @@ def styled(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
         spine.set(visible=side in ("left", "bottom"), color=FAINT, linewidth=0.8)
 
 
-def legend_of(axes: Axes, handles: list[Any], labels: list[str], **place: Any) -> Legend:
-    """A legend without a box; ``labels`` are plain already."""
-    return axes.legend(handles, labels, fontsize=8, labelcolor=INK, frameon=False, handlelength=1.4, **place)
+def legend_above(axes: Axes, handles: list[Any], labels: list[str]) -> Legend:
+    """A legend without a box at the right of the title, below it where it takes several rows.
+
+    ``labels`` are plain already. It never moves the axes: names from a store may be as long as they like.
+    """
+    title = axes.get_title(loc="left")
+    widths_in = [_LEGEND_ITEM_IN + _LETTER_IN * len(label) for label in labels]
+    columns, rows = len(labels), 1
+    if sum(widths_in) + 1.2 * _LETTER_IN * len(title) > _LEGEND_WIDTH_IN:
+        columns = max(1, int(_LEGEND_WIDTH_IN / max(widths_in)))
+        rows = -(-len(labels) // columns)
+        axes.set_title(title, loc="left", fontsize=9.5, color=INK, pad=8 + 13 * rows)
+    legend = axes.legend(
+        handles,
+        labels,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=columns,
+        fontsize=8,
+        labelcolor=INK,
+        frameon=False,
+        handlelength=1.4,
+        columnspacing=1.2,
+        borderaxespad=0.2,
+    )
+    legend.set_in_layout(False)
+    return legend
 
 
 def colour_bar(shown: FigureBase, painted: Any, axes: Any, **options: Any) -> None:

@@ -252,11 +252,8 @@ def _keys(store: Store) -> str:
 def _provenance(store: Store) -> str:
     if not store.provenance:
         return ""
-    try:
-        lines = list(islice(facts.provenance_lines(store.provenance), ROWS_MAX + 1))
-        rows = [(escaped(name, 100), f"<code>{escaped(text)}</code>") for name, text in lines[:ROWS_MAX]]
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):  # not as parbake writes it
-        return details("Provenance", tree(store.provenance))
+    lines = facts.provenance_lines(store.provenance)
+    rows = [(escaped(name, 100), f"<code>{escaped(text)}</code>") for name, text in lines[:ROWS_MAX]]
     last = next((text for name, text in lines if name == "baked"), "")
     rest = note("and more", "quiet") if len(lines) > ROWS_MAX else ""
     return details(f"Provenance {quiet(escaped(last, 100))}", table((), rows) + rest)

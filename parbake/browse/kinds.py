@@ -77,9 +77,15 @@ def form_of(field: StoredField, coords: Mapping[str, Coord]) -> Form:
     return Form(Kind.OTHER)
 
 
+def are_colours(channels: int, names: tuple[str, ...]) -> bool:
+    """Whether channels may be red, green, blue (and alpha): as many, and not named otherwise."""
+    letters = "".join(name[:1].lower() for name in names if not name.isdigit())
+    return channels in IMAGE_CHANNELS and letters in ("", "rgb", "rgba")
+
+
 def _of_two(field: StoredField, coords: Mapping[str, Coord], long: tuple[int, ...]) -> Form:
     """Lines of several channels, or an image of one."""
-    valued = [axis for axis in long if _has_values(field.dims[axis], coords)]
+    valued = [axis for axis in long if axis_of(field.dims[axis], coords)]
     channel = _named_channel(field)
     if channel is None:
         texts = [a for a in long if (c := coords.get(field.dims[a])) is not None and c.labels is not None]
@@ -97,7 +103,7 @@ def _of_two(field: StoredField, coords: Mapping[str, Coord], long: tuple[int, ..
 
 
 def _line(field: StoredField, coords: Mapping[str, Coord], axis: int, channel: int | None) -> Form:
-    if _has_values(field.dims[axis], coords) or field.shape[axis] >= _LINE_MIN:
+    if axis_of(field.dims[axis], coords) or field.shape[axis] >= _LINE_MIN:
         if channel is None and _named_channel(field) != axis:
             channel = _named_channel(field)
         return Form(Kind.LINE, (axis,), channel)
@@ -108,9 +114,16 @@ def _named_channel(field: StoredField) -> int | None:
     return field.dims.index(_CHANNEL) if _CHANNEL in field.dims else None
 
 
-def _has_values(dim: str, coords: Mapping[str, Coord]) -> bool:
+def axis_of(dim: str, coords: Mapping[str, Coord]) -> Coord | None:
+    """The coordinate that says where values along ``dim`` lie; of files of others it may say nothing.
+
+    That is: texts, truth values, numbers that are complex, not finite, or all the same.
+    """
     coord = coords.get(dim)
-    return coord is not None and coord.labels is None and coord.dim in (None, dim)
+    if coord is None or coord.dim not in (None, dim) or not _is_real(coord):
+        return None
+    low, high = float(coord.values.min()), float(coord.values.max())
+    return coord if low < high and math.isfinite(high - low) else None
 
 
 def _positions(dim: str, coords: Mapping[str, Coord]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from parbake.browse import figures
 from parbake.browse.spectrum import (
+    LOBE_BINS,
     STEPS_MIN,
     Lines,
     Spectrum,
@@ -30,6 +31,7 @@ _POINTS_MAX = 8000  # of a line; more are drawn as an envelope
 _COLUMNS = 800  # of an envelope
 _DOTTED_MAX = 120  # points of a line that are few enough to be seen singly
 _PERIODS = 4
+_RESOLVED_PERIODS = 2 * (LOBE_BINS + 1)  # in so many the lines of a tone stand apart
 _SHOWN_DB = 130  # of a spectrum, below its highest line
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _EVEN = 1e-3  # of a step: a coordinate of float32 is no truer
@@ -54,6 +56,7 @@ class Signals:
     value_label: str
     f0_hz: float | None = None
     left_out: int = 0
+    magnitudes: bool = False  # of complex values, whose spectrum they do not have
 
     @property
     def seconds(self) -> float | None:
@@ -62,7 +65,7 @@ class Signals:
 
     def rate_hz(self, curve: Curve) -> float | None:
         """Samples per second, where the axis is time in even steps, enough of them for a spectrum."""
-        if self.seconds is None or len(curve.position) < STEPS_MIN:
+        if self.seconds is None or self.magnitudes or len(curve.position) < STEPS_MIN:
             return None
         steps = np.diff(curve.position)
         step = float(curve.position[-1] - curve.position[0]) / len(steps)
@@ -75,13 +78,18 @@ class Signals:
     @property
     def tone_hz(self) -> float | None:
         """The fundamental, where there is one that the spectrum can show."""
-        f0 = self.f0_hz
-        rate = self.rate_hz(self.curves[-1])
-        return f0 if f0 is not None and rate is not None and 0 < f0 < rate / 2 else None
+        f0, last = self.f0_hz, self.curves[-1]
+        rate = self.rate_hz(last)
+        if f0 is None or rate is None:
+            return None
+        return f0 if _RESOLVED_PERIODS * rate / len(last.values) <= f0 < rate / 2 else None
 
 
 def _rounding(position: Reals) -> float:
-    return 2 * float(np.spacing(np.float32(np.abs(position).max())))
+    """By how much steps differ that are even but for the rounding of their ends."""
+    short = position.astype(np.float32)
+    ends = short if np.array_equal(short, position) else position  # of a coordinate of float32, or finer
+    return 2 * float(np.spacing(np.abs(ends).max()))
 
 
 def height_in(signals: Signals) -> float:
@@ -127,7 +135,7 @@ def draw_waveform(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
     axes.axhline(0, color=figures.FAINT, linewidth=0.6, zorder=0)
     if len(handles) > 1:
         labels = [figures.plain(curve.role) for curve in signals.curves]
-        figures.legend_of(axes, handles, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels))
+        figures.legend_above(axes, handles, labels)
 
 
 def _window(signals: Signals) -> tuple[float, float, str]:
@@ -145,8 +153,12 @@ def _window(signals: Signals) -> tuple[float, float, str]:
 
 
 def spectrum_of_tone(curve: Curve, rate_hz: float, tone_hz: float | None) -> Spectrum:
-    """Of a tone the spectrum of the last second, when it has settled; else that of all that is shown."""
-    return spectrum_of(curve.values[-round(rate_hz) :] if tone_hz else curve.values, rate_hz)
+    """Of a tone the spectrum of the last second, when it has settled; else that of all that is shown.
+
+    Of a low tone it is as much more as keeps its lines apart.
+    """
+    steps = len(curve.values) if tone_hz is None else round(rate_hz * max(1, _RESOLVED_PERIODS / tone_hz))
+    return spectrum_of(curve.values[-steps:], rate_hz)
 
 
 def draw_spectrum(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> None:
@@ -170,12 +182,12 @@ def draw_spectrum(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
         figures.note(axes, "no spectrum: there are values that are not finite")
         return
     handles = list(drawn)
-    if tone_hz is not None and np.isfinite(last.values).all():
-        rate = 2 * half_hz
+    rate = signals.rate_hz(last)
+    if tone_hz is not None and rate is not None and np.isfinite(last.values).all():
         marked = harmonics(found, tone_hz, rate), aliases(found, tone_hz, rate)
         texts = (
             f"harmonics k · {tone_hz:.5g} Hz",
-            f"aliases, folded at {half_hz:,.0f} Hz",
+            f"aliases, folded at {rate / 2:,.0f} Hz",
         )
         for lines, text, marker, colour in zip(
             marked, texts, "ov", (figures.BLUE, figures.VERMILION), strict=True
@@ -197,8 +209,7 @@ def draw_spectrum(axes: Axes, signals: Signals, colours: tuple[str, ...]) -> Non
     axes.set_axisbelow(True)
     axes.xaxis.set_major_formatter("{x:,.0f}" if half_hz >= 20 else "{x:g}")
     if len(handles) > 1:
-        place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(handles), "columnspacing": 1.2}
-        figures.legend_of(axes, handles, labels, **place)
+        figures.legend_above(axes, handles, labels)
 
 
 def _marks(axes: Axes, lines: Lines, marker: str, colour: str) -> Any:

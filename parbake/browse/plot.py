@@ -21,7 +21,7 @@ from parbake.browse.charts import (
     image_height_in,
     scalar_rows,
 )
-from parbake.browse.kinds import Form, Kind, form_of, node_axes
+from parbake.browse.kinds import Form, Kind, axis_of, form_of, node_axes
 from parbake.browse.lines import CURVES_MAX, Curve, Signals, draw_signals, height_in
 from parbake.browse.maps import (
     CHANNELS_ALONE_MAX,
@@ -75,16 +75,15 @@ def panels_of(store: Store, field: str | None = None) -> tuple[Panel, ...]:
         return (Panel(forms[field].kind, (field,)),)
     panels: list[Panel] = []
     lines: dict[tuple[Any, ...], list[str]] = {}
-    pair = {INTERPOLATED, FINE} <= {name for name, form in forms.items() if form.kind is Kind.MESH}
+    stages = _stages(store, forms)
     for name, form in forms.items():
         if form.kind is Kind.LINE:
             lines.setdefault(_axis_kind(store, store.fields[name], form), []).append(name)
-        elif pair and name in (COARSE, INTERPOLATED, FINE, RESIDUAL):
+        elif stages and name in (*stages, RESIDUAL) and form.kind is Kind.MESH:
             continue
         elif form.kind is not Kind.SCALAR:
             panels.append(Panel(form.kind, (name,)))
-    if pair:
-        stages = tuple(n for n in _STAGES if n in forms and forms[n].kind is Kind.MESH)
+    if stages:
         panels.insert(0, Panel(Kind.MESH, stages))
     panels = [*(Panel(Kind.LINE, tuple(together)) for together in lines.values()), *panels]
     if not panels:
@@ -92,12 +91,30 @@ def panels_of(store: Store, field: str | None = None) -> tuple[Panel, ...]:
     return tuple(panels)
 
 
+def _stages(store: Store, forms: Mapping[str, Form]) -> tuple[str, ...]:
+    """The fields of a mesh pair that are shown together: both at the same nodes, the coarse one if alike."""
+
+    def alike(name: str) -> tuple[Any, ...]:
+        field, form = store.fields[name], forms[name]
+        across = None if form.channel is None else (field.dims[form.channel], field.shape[form.channel])
+        return len(node_axes(field, store.coords)), across, field.units
+
+    found = [name for name in _STAGES if name in forms and forms[name].kind is Kind.MESH]
+    if not {INTERPOLATED, FINE} <= set(found):
+        return ()
+    one, other = store.fields[INTERPOLATED], store.fields[FINE]
+    if (one.dims, one.shape, one.units) != (other.dims, other.shape, other.units):
+        return ()
+    return tuple(name for name in found if name != COARSE or alike(COARSE) == alike(FINE))
+
+
 def _axis_kind(store: Store, field: StoredField, form: Form) -> tuple[Any, ...]:
     """What lines need to have in common to be drawn over one another."""
     dim = field.dims[form.axes[0]]
-    coord = store.coords.get(dim)
+    coord = axis_of(dim, store.coords)
     over = coord.units if coord is not None and coord.units else dim
-    return over, field.units, 1 if form.channel is None else field.shape[form.channel]
+    channels = 1 if form.channel is None else field.shape[form.channel]
+    return over, field.units, channels, field.dtype.kind == "c"
 
 
 def figure_of(store: Store, sample: int | None = None, field: str | None = None) -> Figure:
@@ -133,7 +150,7 @@ def _read(store: Store, sample: int | None, names: tuple[str, ...]) -> tuple[int
                 raise
             continue
         with contextlib.suppress(DamagedStoreError):  # the headline then does without them
-            read |= store.read([number], _told_scalars(store))
+            read |= store.read([number], (*_told_scalars(store), *_tone(store)))
         return number, {name: array[0] for name, array in read.items()}
     raise AssertionError("the last of the samples was read or raised")
 
@@ -142,6 +159,13 @@ def _told_scalars(store: Store) -> tuple[str, ...]:
     """The scalars whose values a headline gives."""
     scalars = [n for n, f in store.fields.items() if f.shape == () and f.dtype.kind in "biuf"]
     return tuple(scalars[:_TOLD_MAX])
+
+
+def _tone(store: Store) -> tuple[str, ...]:
+    """The scalar that is the fundamental of the lines, in Hz, if there is one."""
+    f0 = store.fields.get(_F0)
+    is_tone = f0 is not None and f0.units == _HZ and f0.shape == () and f0.dtype.kind in "iuf"
+    return (_F0,) if is_tone else ()
 
 
 def _sample_figure(
@@ -243,26 +267,25 @@ def _channel_names(store: Store, field: StoredField, form: Form) -> tuple[str, .
 def _signals(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Signals:
     first = store.fields[panel.fields[0]]
     dim = first.dims[form_of(first, store.coords).axes[0]]
-    coord = store.coords.get(dim)
+    coord = axis_of(dim, store.coords)
     curves = [curve for name in panel.fields for curve in _curves(store, store.fields[name], values[name])]
     label = "value" if len(panel.fields) > 1 else panel.fields[0]
-    f0 = store.fields.get(_F0)
-    has_f0 = f0 is not None and f0.units == _HZ and f0.shape == () and _F0 in values
     return Signals(
         tuple(curves[:CURVES_MAX]),
         dim,
         coord.units if coord is not None else None,
-        figures.with_units(label, first.units),
-        float(values[_F0]) if has_f0 else None,
+        figures.magnitude(figures.with_units(label, first.units), first.dtype),
+        next((float(values[name]) for name in _tone(store) if name in values), None),
         max(len(curves) - CURVES_MAX, 0),
+        first.dtype.kind == "c",
     )
 
 
 def _curves(store: Store, field: StoredField, values: NDArray[Any]) -> Iterator[Curve]:
     form = form_of(field, store.coords)
     along = _real(_along(values, form))
-    coord = store.coords.get(field.dims[form.axes[0]])
-    position = np.arange(len(along)) if coord is None or coord.labels else coord.values
+    coord = axis_of(field.dims[form.axes[0]], store.coords)
+    position = np.arange(len(along)) if coord is None else coord.values
     names = _channel_names(store, field, form)
     described = _short(field.description)
     for channel, name in enumerate(names):
@@ -286,25 +309,32 @@ def _maps(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Map
         points = np.stack([np.asarray(store.coords[axis].values, np.float64) for axis in axes], axis=1)
         shown = _real(_along(values[field.name], form))[:, : len(chosen)]
         plain_axes = tuple(axis.removeprefix("coarse_") for axis in axes)
-        title = _STAGES.get(field.name, field.name) if len(fields) > 1 else ""
-        alike.append(Map(title, shown, points, plain_axes))
+        title = _STAGES[field.name] if len(fields) > 1 else field.name if field.dtype.kind == "c" else ""
+        alike.append(Map(figures.magnitude(title, field.dtype), shown, points, plain_axes))
     difference = None
     if len(fields) > 1:
-        coarse, fine = alike[-2:]  # both at the fine mesh's nodes
+        least, most = (_along(values[name], forms[-1]) for name in (INTERPOLATED, FINE))
         difference = replace(
-            fine, title="fine \N{MINUS SIGN} interpolated", values=fine.values - coarse.values
+            alike[-1],
+            title=figures.magnitude("fine \N{MINUS SIGN} interpolated", fields[-1].dtype),
+            values=_real(_difference(most, least))[:, : len(chosen)],
         )
     units = store.coords[node_axes(fields[0], store.coords)[0]].units
     return Maps(tuple(alike), chosen, difference, fields[0].units, units)
+
+
+def _difference(values: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    wide = np.result_type(values, np.float64)
+    return np.asarray(values.astype(wide) - other.astype(wide))
 
 
 def _image(store: Store, name: str, values: NDArray[Any]) -> Image:
     field = store.fields[name]
     form = form_of(field, store.coords)
     dims = [field.dims[axis] for axis in form.axes]
-    coords = [store.coords.get(dim) for dim in dims]
+    coords = [axis_of(dim, store.coords) for dim in dims]
     extent, labels = None, [figures.plain(dim) for dim in dims]
-    if all(c is not None and c.labels is None and _is_even(c.values) for c in coords):
+    if all(c is not None and _is_even(c.values) for c in coords):
         (bottom, top), (left, right) = (_edges(c.values) for c in coords if c is not None)
         extent = (left, right, bottom, top)
         labels = [
@@ -322,8 +352,9 @@ def _is_even(values: NDArray[Any]) -> bool:
 
 def _edges(values: NDArray[Any]) -> tuple[float, float]:
     """Where the first pixel begins and the last one ends."""
-    half = float(values[1] - values[0]) / 2
-    return float(values[0]) - half, float(values[-1]) + half
+    first, second, last = (float(values[i]) for i in (0, 1, -1))  # of unsigned ones a difference may wrap
+    half = (second - first) / 2
+    return first - half, last + half
 
 
 # ---- distributions

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.browse.kinds import Form, Kind, form_of, node_axes
+from parbake.browse.kinds import Form, Kind, are_colours, axis_of, form_of, node_axes
 from parbake.browse.markup import escaped
 from parbake.browse.png import coloured, data_uri, png
 from parbake.store.document import StoredField
@@ -55,6 +55,12 @@ class Sketches:
         form = form_of(field, self._coords)
         if field.layout.chunk_nbytes > READ_NBYTES_MAX or form.kind is Kind.OTHER:
             return None
+        sketch = self._drawn(name, field, form, sample)
+        if sketch is not None and field.dtype.kind == "c":
+            return replace(sketch, caption=f"magnitude, {sketch.caption}")
+        return sketch
+
+    def _drawn(self, name: str, field: StoredField, form: Form, sample: int) -> Sketch | None:
         if form.kind is Kind.SCALAR:
             numbers = spread(self._samples.samples, field.layout.chunk_samples, field.layout.chunk_nbytes)
             return _distribution(field, self._read(name, numbers).reshape(-1), self._samples.samples)
@@ -63,7 +69,7 @@ class Sketches:
         if form.kind is Kind.LINE:
             return _line(field, form, channels, sample, self._coords)
         if form.kind is Kind.IMAGE:
-            return _image(field, form, channels, sample)
+            return _image(field, form, channels, sample, _labels(field, form, self._coords))
         return self._mesh(field, form, channels[0], sample)
 
     def _read(self, name: str, numbers: NDArray[np.int64]) -> Array:
@@ -136,7 +142,9 @@ def _line(
     labels = _labels(field, form, coords)[: len(drawn)]
     many = f"{len(drawn)} of {len(channels)} channels" if len(channels) > len(drawn) else ""
     which = ", ".join(map(escaped, labels)) if len(channels) > 1 and labels else many
-    part = _part(start, stop, length, coords.get(field.dims[form.axes[0]])) if stop - start < length else ""
+    part = (
+        _part(start, stop, length, axis_of(field.dims[form.axes[0]], coords)) if stop - start < length else ""
+    )
     caption = ", ".join(text for text in (which, part, f"sample {sample:,}") if text)
     drawing = f'<g fill="currentColor" stroke="currentColor" stroke-linejoin="round">{paths}</g>'
     return Sketch(_svg(drawing, f"{escaped(field.name)}: {caption}"), caption)
@@ -187,11 +195,11 @@ def _path(bottom: Array, top: Array) -> str:
 
 
 def _part(start: int, stop: int, length: int, coord: Coord | None) -> str:
-    if coord is None or coord.labels is not None or coord.dim is not None:
+    if coord is None:
         return f"{stop - start:,} of {length:,} values"
     ends = coord.values.astype(np.float64)
     units = f" {escaped(coord.units)}" if coord.units else ""
-    return f"{ends[stop - 1] - ends[start]:.3g} of {ends[-1] - ends[0]:.3g}{units}"
+    return f"{abs(ends[stop - 1] - ends[start]):.3g} of {abs(ends[-1] - ends[0]):.3g}{units}"
 
 
 # ---- distributions
@@ -229,13 +237,14 @@ def histogram(values: Array) -> NDArray[np.int64] | None:
 # ---- images and meshes
 
 
-def _image(field: StoredField, form: Form, channels: Array, sample: int) -> Sketch:
-    colours = len(channels) in (3, 4)
+def _image(field: StoredField, form: Form, channels: Array, sample: int, labels: tuple[str, ...]) -> Sketch:
+    colours = are_colours(len(channels), labels)
     width, height = (COLOUR_WIDTH, COLOUR_HEIGHT) if colours else (WIDTH, HEIGHT)
     shrunk = [shrink(one, height, width) for one in (channels if colours else channels[:1])]
     pixels = _rgb(np.stack(shrunk, axis=-1), field.dtype) if colours else coloured(shrunk[0])
     across = " over ".join(escaped(field.dims[axis]) for axis in form.axes)
-    return Sketch(_img(png(pixels), f"{escaped(field.name)}: {across}"), f"sample {sample:,}")
+    which = "" if colours or not labels else f"{escaped(labels[0])}, "
+    return Sketch(_img(png(pixels), f"{escaped(field.name)}: {across}"), f"{which}sample {sample:,}")
 
 
 def shrink(image: Array, rows_max: int, columns_max: int) -> Array:
