@@ -310,6 +310,14 @@ def test_a_store_that_loses_files_is_shown_still(tmp_path: Path, gone: str) -> N
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e\x1b[31m\0\n</style></details>"
 
 
+def test_a_closed_store_says_so_once(tmp_path: Path) -> None:
+    with bake(Loaf(), tmp_path / "a.zarr", progress=False) as store:
+        pass
+    html = store._repr_html_()
+    assert html.count("the store is closed") == 1
+    assert "more fault" not in html
+
+
 def test_nothing_in_a_file_acts(tmp_path: Path) -> None:
     labels = Coord([HOSTILE, HOSTILE + "2"])
     fields = {

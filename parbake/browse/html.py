@@ -99,7 +99,8 @@ class _Faults:
             self.damage(str(error))
         # a notebook must show the rest, whatever a hostile or half-removed file makes of one part
         except Exception as error:
-            self._others.append(described(error))
+            if (told := described(error)) not in self._others:  # a store that is closed says it of each part
+                self._others.append(told)
         return instead
 
     def differing(self, files: Iterable[tuple[str, str]]) -> None:
