@@ -376,6 +376,18 @@ def test_images_are_upright_and_have_their_coordinates(tmp_path: Path) -> None:
     assert len(store.plot().subfigs) == 3
 
 
+def test_falling_coordinates_grow_upwards_and_to_the_right(tmp_path: Path) -> None:
+    coords = {"lat": Coord(np.linspace(90, -90, 10)), "lon": Coord(np.linspace(300, 0, 16))}
+    values = np.add.outer(coords["lat"].values, coords["lon"].values)
+    schema = {"sst": Field((10, 16), "f8", ("lat", "lon"), coords=coords)}
+    store = baked(tmp_path / "s.zarr", lambda i: {"sst": values}, 1, schema)
+    axes = store.plot().axes[0]
+    assert (axes.get_xlim(), axes.get_ylim()) == ((-10, 310), (-100, 100))
+    shown = axes.images[0]
+    assert tuple(shown.get_extent()) == (310, -10, 100, -100)  # row 0 at 90, column 0 at 300
+    assert shown.origin == "lower"
+
+
 def numbers(sample: int) -> dict[str, Any]:
     return {
         "f0": np.float64(20 * 2 ** (sample / 20)),
@@ -443,6 +455,29 @@ def test_a_file_of_others_is_shown(tmp_path: Path) -> None:
     with open_store(tmp_path / "theirs.h5") as store:
         line = store.plot(3).axes[0].lines[0]
         np.testing.assert_array_equal(np.asarray(line.get_ydata()), store["waves"][3])
+
+
+def test_lines_over_unlike_axes_of_one_unit_are_drawn_apart(tmp_path: Path) -> None:
+    coords = {"depth": Coord(np.arange(40.0), "m"), "wave": Coord(np.arange(50) * 1e-8, "m")}
+    schema = {dim: Field((len(c.values),), "f8", (dim,), coords={dim: c}) for dim, c in coords.items()}
+    schema = {f"over_{dim}": field for dim, field in schema.items()}
+    store = baked(tmp_path / "s.zarr", lambda i: {n: np.ones(f.shape) for n, f in schema.items()}, 1, schema)
+    assert [axes.get_xlabel() for axes in store.plot().axes] == ["depth (m)", "wave (m)"]
+
+
+def test_of_complex_signals_both_parts_are_drawn_and_their_tone_found(tmp_path: Path) -> None:
+    values = np.exp(2j * np.pi * 1000 * TIME.values)
+    schema = {"iq": Field((2 * RATE,), "c16", ("time",), coords={"time": TIME})}
+    store = baked(tmp_path / "s.zarr", lambda i: {"iq": values}, 1, schema)
+    waveform, levels = store.plot().axes
+    legend = levels.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["iq real", "iq imaginary"]
+    assert waveform.get_ylabel() == "iq"
+    for line in levels.lines:
+        frequency, level = np.asarray(line.get_data())
+        assert frequency[level.argmax()] == pytest.approx(1000, abs=10)
+        assert level.max() == pytest.approx(0, abs=0.01)
 
 
 def test_texts_of_a_store_are_no_formulae(tmp_path: Path) -> None:

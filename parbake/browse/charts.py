@@ -142,18 +142,27 @@ def draw_image(shown: FigureBase, image: Image) -> None:
         axes = shown.subplots()
         seen = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float64)
         axes.imshow(seen, **upright)
+        _ascending(axes, image)
         figures.styled(axes, figures.plain(image.name), *image.axes)
         return
     count = min(pixels.shape[2], _CHANNELS_MAX)
     for channel, axes in enumerate(np.atleast_1d(shown.subplots(1, count, sharey=True))):
         values = np.abs(pixels[..., channel]) if pixels.dtype.kind == "c" else pixels[..., channel]
         painted = axes.imshow(values.astype(np.float64), cmap=figures.SEQUENTIAL, **upright)
+        _ascending(axes, image)
         named = image.channels[channel] if image.channels else f"{channel}" if count > 1 else ""
         title = ", ".join(part for part in (figures.plain(image.name), figures.plain(named)) if part)
         figures.styled(axes, title, *image.axes)
         axes.label_outer()
         label = figures.plain(image.units) if image.units not in (None, "1") else ""
         figures.colour_bar(shown, painted, axes, location="bottom" if count > 1 else "right", label=label)
+
+
+def _ascending(axes: Axes, image: Image) -> None:
+    """Coordinates grow to the right and upwards, be they stored falling, as latitudes often are."""
+    if image.extent:
+        left, right, bottom, top = image.extent
+        axes.set(xlim=sorted((left, right)), ylim=sorted((bottom, top)))
 
 
 def draw_flat(

@@ -31,7 +31,7 @@ _COLUMNS = 800  # of an envelope
 _DOTTED_MAX = 120  # points of a line that are few enough to be seen singly
 _PERIODS = 4
 _SHOWN_DB = 130  # of a spectrum, below its highest line
-_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _EVEN = 1e-3  # of a step: a coordinate of float32 is no truer
 
 
@@ -58,7 +58,7 @@ class Signals:
     @property
     def seconds(self) -> float | None:
         """The unit of the axis in seconds, if it is time."""
-        return _SECONDS.get(self.units or "")
+        return SECONDS.get(self.units or "")
 
     def rate_hz(self, curve: Curve) -> float | None:
         """Samples per second, where the axis is time in even steps, enough of them for a spectrum."""

@@ -22,7 +22,7 @@ from parbake.browse.charts import (
     scalar_rows,
 )
 from parbake.browse.kinds import Form, Kind, form_of, node_axes
-from parbake.browse.lines import CURVES_MAX, Curve, Signals, draw_signals, height_in
+from parbake.browse.lines import CURVES_MAX, SECONDS, Curve, Signals, draw_signals, height_in
 from parbake.browse.maps import (
     CHANNELS_ALONE_MAX,
     CHANNELS_MAX,
@@ -96,7 +96,8 @@ def _axis_kind(store: Store, field: StoredField, form: Form) -> tuple[Any, ...]:
     """What lines need to have in common to be drawn over one another."""
     dim = field.dims[form.axes[0]]
     coord = store.coords.get(dim)
-    over = coord.units if coord is not None and coord.units else dim
+    # inputs and outputs may have steps of their own, but a depth and a wavelength are two axes
+    over = coord.units if coord is not None and coord.units in SECONDS else dim
     return over, field.units, 1 if form.channel is None else field.shape[form.channel]
 
 
@@ -260,15 +261,19 @@ def _signals(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> 
 
 def _curves(store: Store, field: StoredField, values: NDArray[Any]) -> Iterator[Curve]:
     form = form_of(field, store.coords)
-    along = _real(_along(values, form))
+    along = _along(values, form)
+    # a magnitude has another spectrum than the signal
+    parts = {"real": along.real, "imaginary": along.imag} if along.dtype.kind == "c" else {"": along}
     coord = store.coords.get(field.dims[form.axes[0]])
     position = np.arange(len(along)) if coord is None or coord.labels else coord.values
     names = _channel_names(store, field, form)
     described = _short(field.description)
     for channel, name in enumerate(names):
-        role = " ".join(part for part in (field.name, name) if part)
-        curve = Curve(role, np.asarray(position, np.float64), along[:, channel])
-        yield replace(curve, role=f"{role}, {described}") if described and len(names) == 1 else curve
+        for part, numbers in parts.items():
+            role = " ".join(word for word in (field.name, name, part) if word)
+            curve = Curve(role, np.asarray(position, np.float64), np.asarray(numbers[:, channel], np.float64))
+            alone = described and len(names) == len(parts) == 1
+            yield replace(curve, role=f"{role}, {described}") if alone else curve
 
 
 def _short(description: str | None) -> str:
