@@ -388,6 +388,17 @@ def test_falling_coordinates_grow_upwards_and_to_the_right(tmp_path: Path) -> No
     assert shown.origin == "lower"
 
 
+def test_a_spectrogram_fills_its_panel(tmp_path: Path) -> None:
+    coords = {"frequency": Coord(np.linspace(0, 22050, 129), "Hz"), "time": Coord(np.arange(200) / 160, "s")}
+    schema = {"S": Field((129, 200), "f4", ("frequency", "time"), coords=coords)}
+    store = baked(tmp_path / "s.zarr", lambda i: {"S": np.ones((129, 200), np.float32)}, 1, schema)
+    figure = store.plot()
+    figure.draw_without_rendering()
+    box = figure.axes[0].get_window_extent()
+    assert box.width > 0.5 * figure.bbox.width
+    assert box.height > 0.5 * figure.bbox.height
+
+
 def numbers(sample: int) -> dict[str, Any]:
     return {
         "f0": np.float64(20 * 2 ** (sample / 20)),

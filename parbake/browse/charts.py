@@ -24,6 +24,7 @@ _BARS_MAX = 12  # different values that get a bar each
 _BINS = (8, 48)
 _DECADES = 1.5  # frequencies that span more are seen on a logarithmic axis
 _PIXELS_MAX = 1500  # along a side; an image of more is thinned out
+_TO_SCALE_MAX = 8  # height over width, or width over height, of an image whose axes share a scale
 _CHANNELS_MAX = 4
 _POINTS_MAX = 1600
 
@@ -137,7 +138,11 @@ def draw_image(shown: FigureBase, image: Image) -> None:
     """The image as it is where its channels are colours; else a map of each channel."""
     step = -(-max(image.pixels.shape[:2]) // _PIXELS_MAX)
     pixels = image.pixels[::step, ::step]
-    upright: dict[str, Any] = {"origin": "lower" if image.extent else "upper", "extent": image.extent}
+    upright: dict[str, Any] = {
+        "origin": "lower" if image.extent else "upper",
+        "extent": image.extent,
+        "aspect": "equal" if _is_drawn_to_scale(image) else "auto",
+    }
     if is_coloured(image):
         axes = shown.subplots()
         seen = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float64)
@@ -156,6 +161,14 @@ def draw_image(shown: FigureBase, image: Image) -> None:
         axes.label_outer()
         label = figures.plain(image.units) if image.units not in (None, "1") else ""
         figures.colour_bar(shown, painted, axes, location="bottom" if count > 1 else "right", label=label)
+
+
+def _is_drawn_to_scale(image: Image) -> bool:
+    """Whether both axes can share a scale: over 1 s and 20,000 Hz the picture would be a line."""
+    if image.extent is None:
+        return True
+    left, right, bottom, top = image.extent
+    return 1 / _TO_SCALE_MAX <= abs((top - bottom) / (right - left)) <= _TO_SCALE_MAX
 
 
 def _ascending(axes: Axes, image: Image) -> None:
