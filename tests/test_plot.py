@@ -299,6 +299,17 @@ def test_keep_coarse_keeps_the_source_as_it_is_and_no_shared_key(tmp_path: Path)
         assert both.fields["fine_features"] == store.invalidation_keys.fields["fine_features"]
 
 
+def test_each_axis_of_a_map_has_its_own_units(tmp_path: Path) -> None:
+    places = np.random.default_rng(0).random((2, 50))
+    coords = {
+        "distance": Coord(places[0], "km", dim="node"),
+        "height": Coord(places[1], "m", dim="node"),
+    }
+    schema = {"T": Field((50,), "f8", ("node",), coords=coords)}
+    axes = baked(tmp_path / "s.zarr", lambda i: {"T": places[0]}, 1, schema).plot().axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("distance (km)", "height (m)")
+
+
 def test_nodes_without_a_value_stay_empty(tmp_path: Path) -> None:
     mesh = series(6)
     p = np.array(mesh.read([0, 1], ("p",)))[..., 0]

@@ -299,7 +299,8 @@ def _maps(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Map
         difference = replace(
             fine, title="fine \N{MINUS SIGN} interpolated", values=fine.values - coarse.values
         )
-    units = store.coords[node_axes(fields[0], store.coords)[0]].units
+    axes = node_axes(fields[0], store.coords)
+    units = {axis.removeprefix("coarse_"): store.coords[axis].units for axis in axes}
     return Maps(tuple(alike), chosen, difference, fields[0].units, units)
 
 
