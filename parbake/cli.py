@@ -183,8 +183,7 @@ def inspect(
         if plot is not None or html is not None:
             from parbake.cli_look import write_pictures
 
-            write_pictures(store, plot, html, (sample, field), as_json)
-            return
+            ctx.exit(0 if write_pictures(store, plot, html, (sample, field), as_json) else EXIT_NO)
         show_store(path, store, unfinished_bakes(path), as_json)
 
 

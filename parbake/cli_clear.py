@@ -13,6 +13,7 @@ import click
 
 from parbake import human
 from parbake.cli_options import Parsed, as_json_option
+from parbake.errors import RecipeError
 
 if TYPE_CHECKING:
     from parbake.store.cache import StoreSummary
@@ -105,10 +106,13 @@ def stores_in(folder: Path | None) -> tuple[Path, list[StoreSummary]]:
     """A folder of stores, by default that of caches, and what is in it."""
     from parbake import settings
     from parbake.store.cache import list_stores
+    from parbake.store.containers import is_ours
 
     home = settings.cache_home()
     if folder is None and not home.exists():
         return home, []
+    if folder is not None and folder.is_dir() and is_ours(folder):
+        raise RecipeError(f"{folder}: a store, not a folder of stores; parbake inspect {folder}")
     return folder or home, list_stores(folder or home)
 
 

@@ -24,20 +24,23 @@ def write_pictures(
     html: Path | None,
     shown: tuple[int | None, str | None],
     as_json: bool,
-) -> None:
+) -> bool:
     """Write the picture of a sample and the report, whole or not at all, over what was there; name both.
+
+    False where the report had to tell of damage.
 
     ``shown``: the sample and the field of the picture. Raises RecipeError for a suffix that is not known
     or a field that is not there, IndexError for such a sample, ParbakeError where a file cannot be written.
     """
     from parbake.browse import figures
     from parbake.browse.plot import figure_of
-    from parbake.browse.report import report
+    from parbake.browse.report import report, tells_damage
 
     for option, path, suffixes in (("--plot", plot, figures.SUFFIXES), ("--html", html, _PAGES)):
         if path is not None:
             _check_place(option, path, suffixes)
     written: dict[str, tuple[Path, int]] = {}
+    whole = True
     if plot is not None:
         try:
             picture = figure_of(store, *shown)
@@ -45,12 +48,17 @@ def write_pictures(
             raise RecipeError(f"--sample: {error}") from error
         written["plot"] = plot, _write(plot, figures.rendered(picture, _suffix(plot)))
     if html is not None:
-        written["html"] = html, _write(html, report(store).encode())
+        page = report(store)
+        whole = not tells_damage(page)
+        written["html"] = html, _write(html, page.encode())
+        if not whole:
+            click.echo(f"{store.path}: damaged, as {html} tells; run 'parbake verify {store.path}'", err=True)
     if as_json:
         print_json(**{name: str(path) for name, (path, _) in written.items()})
-        return
+        return whole
     for path, nbytes in written.values():
         click.echo(f"{path}: {human.size(nbytes)}")
+    return whole
 
 
 def _suffix(path: Path) -> str:

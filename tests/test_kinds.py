@@ -86,3 +86,23 @@ def test_every_form_names_axes_of_the_sample_once(shape: list[int], named: set[s
     if form.kind in (Kind.LINE, Kind.IMAGE, Kind.MESH):
         assert len(form.axes) == (2 if form.kind is Kind.IMAGE else 1)
         assert all(shape[axis] == 1 for axis in range(len(shape)) if axis not in used)
+
+
+def test_two_scales_of_one_axis_are_no_positions() -> None:
+    coords = {"frequency": along("bin", 50), "mel": along("bin", 50)}
+    assert kind_of(stored((50,), ("bin",)), coords) is Kind.LINE
+    assert node_axes(stored((50,), ("bin",)), coords) == ()
+
+
+@pytest.mark.parametrize(
+    ("dim", "names", "ordered"),
+    [
+        ("place", ("lat", "lon"), ("lon", "lat")),
+        ("node", ("b", "a"), ("b", "a")),  # nodes may have any names
+        ("coarse_node", ("coarse_z", "coarse_y", "coarse_x"), ("coarse_x", "coarse_y", "coarse_z")),
+    ],
+)
+def test_what_goes_across_comes_before_what_goes_up(
+    dim: str, names: tuple[str, ...], ordered: tuple[str, ...]
+) -> None:
+    assert node_axes(stored((50,), (dim,)), {name: along(dim, 50) for name in names}) == ordered

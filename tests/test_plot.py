@@ -286,21 +286,16 @@ def test_of_a_low_tone_so_much_is_taken_that_its_lines_stand_apart(tmp_path: Pat
 
 
 def test_of_complex_values_the_magnitude_is_shown_and_named(tmp_path: Path) -> None:
-    time = Coord(np.arange(400) / 100, "s")
     node = {axis: Coord(np.random.default_rng(0).random(30), dim="node") for axis in "xy"}
     schema = {
-        "line": Field((400,), "complex64", ("time",), units="V", coords={"time": time}),
         "image": Field((20, 30), "complex64", ("row", "column")),
         "nodes": Field((30,), "complex128", ("node",), coords=node),
     }
     values = {name: np.full(field.shape, 3 + 4j, field.dtype) for name, field in schema.items()}
     store = baked(tmp_path / "complex.zarr", lambda i: values, 1, schema)
-    [axes] = store.plot(field="line").axes
-    assert axes.get_ylabel() == "magnitude of line (V)"
-    assert set(axes.lines[0].get_ydata().tolist()) == {5.0}
     assert titles(store.plot(field="image")) == ["magnitude of image"]
     assert titles(store.plot(field="nodes")) == ["magnitude of nodes"]
-    assert store._repr_html_().count("magnitude, sample 0") == 3
+    assert store._repr_html_().count("magnitude, sample 0") == 2
 
 
 @pytest.mark.filterwarnings("error::UserWarning")  # of a layout in which axes have no room
@@ -472,6 +467,17 @@ def test_keep_coarse_keeps_the_source_as_it_is_and_no_shared_key(tmp_path: Path)
         assert both.fields["fine_features"] == store.invalidation_keys.fields["fine_features"]
 
 
+def test_each_axis_of_a_map_has_its_own_units(tmp_path: Path) -> None:
+    places = np.random.default_rng(0).random((2, 50))
+    coords = {
+        "distance": Coord(places[0], "km", dim="node"),
+        "height": Coord(places[1], "m", dim="node"),
+    }
+    schema = {"T": Field((50,), "f8", ("node",), coords=coords)}
+    axes = baked(tmp_path / "s.zarr", lambda i: {"T": places[0]}, 1, schema).plot().axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("distance (km)", "height (m)")
+
+
 def test_nodes_without_a_value_stay_empty(tmp_path: Path) -> None:
     mesh = series(6)
     p = np.array(mesh.read([0, 1], ("p",)))[..., 0]
@@ -547,6 +553,29 @@ def test_images_are_upright_and_have_their_coordinates(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(table.lines[0].get_ydata()), pixels(1)["table"].ravel())
     assert "a 3 x b 4 x e 5 x d 2" in table.get_title(loc="left")
     assert len(store.plot().subfigs) == 3
+
+
+def test_falling_coordinates_grow_upwards_and_to_the_right(tmp_path: Path) -> None:
+    coords = {"lat": Coord(np.linspace(90, -90, 10)), "lon": Coord(np.linspace(300, 0, 16))}
+    values = np.add.outer(coords["lat"].values, coords["lon"].values)
+    schema = {"sst": Field((10, 16), "f8", ("lat", "lon"), coords=coords)}
+    store = baked(tmp_path / "s.zarr", lambda i: {"sst": values}, 1, schema)
+    axes = store.plot().axes[0]
+    assert (axes.get_xlim(), axes.get_ylim()) == ((-10, 310), (-100, 100))
+    shown = axes.images[0]
+    assert tuple(shown.get_extent()) == (310, -10, 100, -100)  # row 0 at 90, column 0 at 300
+    assert shown.origin == "lower"
+
+
+def test_a_spectrogram_fills_its_panel(tmp_path: Path) -> None:
+    coords = {"frequency": Coord(np.linspace(0, 22050, 129), "Hz"), "time": Coord(np.arange(200) / 160, "s")}
+    schema = {"S": Field((129, 200), "f4", ("frequency", "time"), coords=coords)}
+    store = baked(tmp_path / "s.zarr", lambda i: {"S": np.ones((129, 200), np.float32)}, 1, schema)
+    figure = store.plot()
+    figure.draw_without_rendering()
+    box = figure.axes[0].get_window_extent()
+    assert box.width > 0.5 * figure.bbox.width
+    assert box.height > 0.5 * figure.bbox.height
 
 
 def numbers(sample: int) -> dict[str, Any]:
@@ -644,6 +673,29 @@ def test_a_file_of_others_is_shown(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(line.get_ydata()), store["waves"][3])
 
 
+def test_lines_over_unlike_axes_of_one_unit_are_drawn_apart(tmp_path: Path) -> None:
+    coords = {"depth": Coord(np.arange(40.0), "m"), "wave": Coord(np.arange(50) * 1e-8, "m")}
+    schema = {dim: Field((len(c.values),), "f8", (dim,), coords={dim: c}) for dim, c in coords.items()}
+    schema = {f"over_{dim}": field for dim, field in schema.items()}
+    store = baked(tmp_path / "s.zarr", lambda i: {n: np.ones(f.shape) for n, f in schema.items()}, 1, schema)
+    assert [axes.get_xlabel() for axes in store.plot().axes] == ["depth (m)", "wave (m)"]
+
+
+def test_of_complex_signals_both_parts_are_drawn_and_their_tone_found(tmp_path: Path) -> None:
+    values = np.exp(2j * np.pi * 1000 * TIME.values)
+    schema = {"iq": Field((2 * RATE,), "c16", ("time",), coords={"time": TIME})}
+    store = baked(tmp_path / "s.zarr", lambda i: {"iq": values}, 1, schema)
+    waveform, levels = store.plot().axes
+    legend = levels.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["iq real", "iq imaginary"]
+    assert waveform.get_ylabel() == "iq"
+    for line in levels.lines:
+        frequency, level = np.asarray(line.get_data())
+        assert frequency[level.argmax()] == pytest.approx(1000, abs=10)
+        assert level.max() == pytest.approx(0, abs=0.01)
+
+
 def test_texts_of_a_store_are_no_formulae(tmp_path: Path) -> None:
     field = Field(
         (40,), "f8", ("t",), units="$\\frac{1$", description="$x_{$", coords={"t": Coord(np.arange(40.0))}
@@ -662,14 +714,17 @@ def test_what_is_not_there_is_refused(tones: Store) -> None:
     assert headline(tones.plot(-1)) == headline(tones.plot(2))
 
 
-def test_a_damaged_middle_gives_way_to_another_sample(tmp_path: Path) -> None:
+def test_a_damaged_sample_is_not_drawn_and_none_shown_instead(tmp_path: Path) -> None:
     store = baked(tmp_path / "s.zarr", tone, 3, SCHEMA, codec="raw")
     store.close()
     flip(store.path, "y", 1)
     with open_store(store.path) as again:
-        assert "sample 0 of 3" in headline(again.plot())
-        with pytest.raises(DamagedStoreError):
-            again.plot(1)
+        for sample in (None, 1):
+            with pytest.raises(DamagedStoreError):
+                again.plot(sample)
+        assert "sample 0 of 3" in headline(again.plot(0))
+        with pytest.raises(RecipeError, match=r"plot\(field='y'\)"):
+            again.plot("y")  # type: ignore[arg-type]
 
 
 def flip(path: Path, field: str, sample: int) -> None:
@@ -702,3 +757,10 @@ def test_without_matplotlib_the_extra_is_named(tones: Store, monkeypatch: pytest
     with pytest.raises(RecipeError, match=r"pip install 'parbake\[plot\]'"):
         tones.plot()
     figures._picture_class.cache_clear()
+
+
+def test_sides_of_uneven_steps_are_counted_and_say_so(tmp_path: Path) -> None:
+    coords = {"z": Coord(np.geomspace(1, 1000, 20), "m"), "x": Coord(np.arange(30.0), "m")}
+    schema = {"T": Field((20, 30), "f8", ("z", "x"), coords=coords)}
+    axes = baked(tmp_path / "s.zarr", lambda i: {"T": np.zeros((20, 30))}, 1, schema).plot().axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("x, by number", "z, by number")

@@ -80,7 +80,7 @@ def pictures(page: str) -> list[Image.Image]:
 
 def test_a_report_has_pictures_distributions_keys_provenance_and_code(page: str, tones: Store) -> None:
     parsed = Page(page)
-    for heading in ("Samples", "Distributions", "Keys", "Provenance", "Read it again"):
+    for heading in ("Keys", "Provenance", "Samples", "Distributions", "Read it again"):
         assert heading in parsed.text
     assert [image.width for image in pictures(page)] == [1600, 1600, 1600]  # two samples, one of scalars
     assert tones.digest in parsed.text
@@ -240,3 +240,17 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside(
     assert done.exit_code == 1
     assert "out.png: cannot be written: No space left on device" in done.stderr
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("out.png", "old")]
+
+
+def test_a_damaged_store_has_a_report_and_the_answer_is_no(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    baked(path, tone, 3, SCHEMA, codec="raw").close()
+    flip(path, "y", 1)
+    done = run(path, "--html", tmp_path / "r.html")
+    assert done.exit_code == 1
+    assert "damaged, as" in done.stderr
+    assert "sample 1: damaged" in (tmp_path / "r.html").read_text()
+    done = run(path, "--plot", tmp_path / "p.png")  # of the middle: none is shown instead
+    assert done.exit_code == 1
+    assert "field 'y', chunk 1" in done.stderr
+    assert not (tmp_path / "p.png").exists()

@@ -309,6 +309,20 @@ def test_what_is_too_large_is_not_read() -> None:
     length = sketch.READ_NBYTES_MAX // 8
     values = np.broadcast_to(np.float64(1), (2, length + 1))
     held = Held(field_of((length + 1,)), values)
-    assert Sketches(held, {}).of("y") is None
+    assert Sketches(held, {}).of("y", 0) is None
     assert held.reads == 0
     assert drawn(field_of((length,)), values[:, 1:]) is not None
+
+
+@pytest.mark.parametrize(("up", "right"), [(1, 1), (-1, 1), (1, -1), (-1, -1)])
+def test_an_image_over_coordinates_grows_to_the_right_and_upwards(up: int, right: int) -> None:
+    """As a figure of it does; an image without coordinates begins at the top."""
+    coords = {"row": Coord(np.arange(20.0)[::up]), "column": Coord(np.arange(30.0)[::right])}
+    values = np.zeros((1, 20, 30))
+    values[0, 0, 0] = 1  # the lowest, or the highest, of each
+    found = some(drawn(Field((20, 30), "f8", ("row", "column"), coords=coords), values))
+    pixels = decoded(found.html)[..., 0].astype(int)
+    brightest = np.unravel_index(np.abs(pixels - np.median(pixels)).argmax(), pixels.shape)
+    assert brightest == (19 if up == 1 else 0, 0 if right == 1 else 29)
+    plain = decoded(some(drawn(field_of((20, 30)), values)).html)[..., 0].astype(int)
+    assert np.unravel_index(np.abs(plain - np.median(plain)).argmax(), plain.shape) == (0, 0)

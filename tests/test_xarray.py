@@ -9,6 +9,8 @@ import json
 import multiprocessing
 import pickle
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -122,6 +124,13 @@ def test_a_dataset_is_as_xarray_shows_the_directory_itself(stores: Path, name: s
             labels = json.loads(plain["channel"].attrs["labels"])
             plain = plain.assign_coords(channel=("channel", np.array(labels, object)))
         assert set(ours.coords) == set(plain.coords)
+        # what results would carry on is not told: the seal, provenance, statistics
+        told = ("parbake_producer", "parbake_keys", "parbake_digest")
+        plain.attrs = {name: plain.attrs[name] for name in told}
+        for variable in plain.variables.values():
+            variable.attrs = {
+                k: v for k, v in variable.attrs.items() if k != "statistics" and not k.startswith("parbake_")
+            }
         xr.testing.assert_identical(ours.load(), plain.load())
 
 
@@ -667,3 +676,14 @@ def test_an_hdf5_tree_copied_with_its_manifest_is_foreign(stores: Path, tmp_path
         assert copied.is_foreign
         assert not copied.freshness(LOAF)
         assert same(copied["wave"][:], VALUES["wave"])
+
+
+def test_without_xarray_the_extra_is_named(stores: Path) -> None:
+    script = (
+        "import sys; sys.modules['xarray'] = None; import parbake\n"
+        "try: parbake.open_store(sys.argv[1]).to_xarray()\n"
+        "except parbake.RecipeError as error: print(error)"
+    )
+    path = next(iter(sorted(stores.glob("*.zarr"))))
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert "pip install 'parbake[xarray]'" in done.stdout

@@ -25,6 +25,7 @@ _BARS_MAX = 12  # different values that get a bar each
 _BINS = (8, 48)
 _DECADES = 1.5  # frequencies that span more are seen on a logarithmic axis
 _PIXELS_MAX = 1500  # along a side; an image of more is thinned out
+_TO_SCALE_MAX = 8  # height over width, or width over height, of an image whose axes share a scale
 _CHANNELS_MAX = 4
 _POINTS_MAX = 1600
 
@@ -146,17 +147,23 @@ def draw_image(shown: FigureBase, image: Image) -> None:
     """The image as it is where its channels are colours; else a map of each channel."""
     step = -(-max(image.pixels.shape[:2]) // _PIXELS_MAX)
     pixels = image.pixels[::step, ::step]
-    upright: dict[str, Any] = {"origin": "lower" if image.extent else "upper", "extent": image.extent}
+    upright: dict[str, Any] = {
+        "origin": "lower" if image.extent else "upper",
+        "extent": image.extent,
+        "aspect": "equal" if _is_drawn_to_scale(image) else "auto",
+    }
     if is_coloured(image):
         axes = shown.subplots()
         seen = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float64)
         axes.imshow(seen, **upright)
+        _ascending(axes, image)
         figures.styled(axes, figures.plain(image.name), *image.axes)
         return
     count = min(pixels.shape[2], _CHANNELS_MAX)
     for channel, axes in enumerate(np.atleast_1d(shown.subplots(1, count, sharey=True))):
         values = np.abs(pixels[..., channel]) if pixels.dtype.kind == "c" else pixels[..., channel]
         painted = axes.imshow(values.astype(np.float64), cmap=figures.SEQUENTIAL, **upright)
+        _ascending(axes, image)
         named = image.channels[channel] if image.channels else f"{channel}" if count > 1 else ""
         shown_of = figures.magnitude(figures.plain(image.name), pixels.dtype)
         title = ", ".join(part for part in (shown_of, figures.plain(named)) if part)
@@ -164,6 +171,21 @@ def draw_image(shown: FigureBase, image: Image) -> None:
         axes.label_outer()
         label = figures.plain(image.units) if image.units not in (None, "1") else ""
         figures.colour_bar(shown, painted, axes, location="bottom" if count > 1 else "right", label=label)
+
+
+def _is_drawn_to_scale(image: Image) -> bool:
+    """Whether both axes can share a scale: over 1 s and 20,000 Hz the picture would be a line."""
+    if image.extent is None:
+        return True
+    left, right, bottom, top = image.extent
+    return 1 / _TO_SCALE_MAX <= abs((top - bottom) / (right - left)) <= _TO_SCALE_MAX
+
+
+def _ascending(axes: Axes, image: Image) -> None:
+    """Coordinates grow to the right and upwards, be they stored falling, as latitudes often are."""
+    if image.extent:
+        left, right, bottom, top = image.extent
+        axes.set(xlim=sorted((left, right)), ylim=sorted((bottom, top)))
 
 
 def draw_flat(

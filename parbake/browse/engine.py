@@ -74,8 +74,11 @@ class ParbakeBackend(BackendEntrypoint):
             options: dict[str, Any] = {"sample_dim": sample_dim, "checksums": checksums, "mmap": mmap}
             return {"/": self.open_dataset(filename_or_obj, drop_variables=drop_variables, **options)}
         groups = {"/": xr.Dataset()}
-        for name, path in _shown(found).items():
-            groups[f"/{name}"] = _closing(open_store(path, checksums=checksums, mmap=mmap), drop_variables)
+        for name, one in _shown(found).items():
+            dataset = _closing(open_store(one.path, checksums=checksums, mmap=mmap), drop_variables)
+            if one.inputs:  # a cache names its stores by their keys
+                dataset.attrs["parbake_inputs"] = ", ".join(one.inputs)
+            groups[f"/{name}"] = dataset
         return groups
 
     def open_datatree(
@@ -144,8 +147,8 @@ def _stores_in(folder: Path) -> list[StoreSummary]:
     return list_stores(folder)
 
 
-def _shown(stores: list[StoreSummary]) -> dict[str, Path]:
-    """Names in a tree, and paths, of the stores that are whole."""
+def _shown(stores: list[StoreSummary]) -> dict[str, StoreSummary]:
+    """The stores that are whole, by their names in a tree."""
     whole = [store for store in stores if store.state in ("complete", "edited")]
     for store in stores:
         if store not in whole:
@@ -153,7 +156,7 @@ def _shown(stores: list[StoreSummary]) -> dict[str, Path]:
     whole = [store for store in whole if store.producer != _OPERATOR] or whole
     names = [_stem(store.path) for store in whole]
     return {
-        name if names.count(name) == 1 else store.path.name: store.path
+        name if names.count(name) == 1 else store.path.name: store
         for name, store in zip(names, whole, strict=True)
     }
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from parbake.store.samples import Samples
     from parbake.store.store import Store
 
-__all__ = ["STYLE", "escaped", "samples_html", "store_html", "table"]
+__all__ = ["STYLE", "badge", "escaped", "samples_html", "store_html", "table"]
 
 ROWS_MAX = 40  # of a table; what is left out is counted
 CHANNELS_MAX = 8  # of a field, that are told of one by one
@@ -99,7 +99,8 @@ class _Faults:
             self.damage(str(error))
         # a notebook must show the rest, whatever a hostile or half-removed file makes of one part
         except Exception as error:
-            self._others.append(described(error))
+            if (told := described(error)) not in self._others:  # a store that is closed says it of each part
+                self._others.append(told)
         return instead
 
     def differing(self, files: Iterable[tuple[str, str]]) -> None:
@@ -198,7 +199,7 @@ class _Pictures:
     """Pictures of fields until there are enough of them."""
 
     def __init__(self, samples: Samples, coords: Mapping[str, Coord], faults: _Faults) -> None:
-        self._fields = samples.fields
+        self._fields, self._samples = samples.fields, samples.samples
         self._sketches = Sketches(samples, coords)
         self._faults = faults
         self._left = PICTURES_MAX
@@ -211,7 +212,8 @@ class _Pictures:
         if min(self._left, self._nbytes, self._read_nbytes) <= 0:
             return ""
         before = len(self._faults.damaged)
-        sketch = self._faults.tried(lambda: self._sketches.of(name), None)
+        middle = self._samples // 2  # as a figure of it
+        sketch = self._faults.tried(lambda: self._sketches.of(name, middle), None)
         if len(self._faults.damaged) > before:
             return '<span class="parbake-bad">damaged</span>'
         if sketch is None or len(sketch.html) > self._nbytes:
@@ -246,7 +248,8 @@ def _keys(store: Store) -> str:
     }
     summary = f"Keys {quiet(f'digest {escaped(store.digest[:12])}')}"
     first = {name: keys.shared[name] for name in ("producer", "version") if name in keys.shared}
-    return details(summary, tree({**first, **keys.shared, **({"fields": own} if own else {})}))
+    of_fields = {"fields": own} if own else {}
+    return details(summary, tree({"digest": store.digest, **first, **keys.shared, **of_fields}))
 
 
 def _provenance(store: Store) -> str:

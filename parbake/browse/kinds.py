@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from parbake.store.document import StoredField
 from parbake.store.layout import Coord
 
@@ -16,6 +18,9 @@ _LINE_MIN = 16  # values along an axis that has no coordinate
 _IMAGE_MIN = 8  # pixels along each side
 _NODES_MIN = 3
 _CHANNEL = "channel"
+_NODES = ("node", "nodes", "point", "points", "vertex", "cell", "element", "station")
+_AXES = (("x", "lon", "longitude", "easting"), ("y", "lat", "latitude", "northing"), ("z",))
+_RANKS = {name: rank for rank, names in enumerate(_AXES) for name in names}
 
 
 class Kind(enum.Enum):
@@ -126,12 +131,29 @@ def axis_of(dim: str, coords: Mapping[str, Coord]) -> Coord | None:
     return coord if low < high and math.isfinite(high - low) else None
 
 
+def even_sides(field: StoredField, form: Form, coords: Mapping[str, Coord]) -> tuple[Coord, Coord] | None:
+    """The coordinates along an image's rows and columns, where both go in even steps: it is drawn to them."""
+    rows, columns = (axis_of(field.dims[axis], coords) for axis in form.axes)
+    if rows is None or columns is None or not (_is_even(rows) and _is_even(columns)):
+        return None
+    return rows, columns
+
+
+def _is_even(coord: Coord) -> bool:
+    steps = np.diff(coord.values.astype(np.float64))
+    return bool(len(steps) and (np.abs(steps - steps.mean()) <= 1e-3 * np.abs(steps.mean())).all())
+
+
 def _positions(dim: str, coords: Mapping[str, Coord]) -> tuple[str, ...]:
-    """Coordinates with names of their own along ``dim``: where its nodes are, x before y before z."""
-    along = sorted(
-        (name for name, coord in coords.items() if coord.dim == dim and name != dim and _is_real(coord)),
-        key=lambda name: ("xyz".find(name) + 1 or 4, list(coords).index(name)),
-    )
+    """Coordinates along ``dim`` that say where its nodes are: across, upwards, and the third.
+
+    Two scales of one axis (its frequency in Hz and in mel) are none: they are named otherwise.
+    """
+    along = [name for name, coord in coords.items() if coord.dim == dim and name != dim and _is_real(coord)]
+    rank = {name: _RANKS.get(name.lower().rpartition("_")[2], len(_AXES)) for name in along}
+    if dim.rpartition("_")[2] not in _NODES:
+        along = [name for name in along if rank[name] < len(_AXES)]
+    along.sort(key=lambda name: rank[name])
     return tuple(along[:3]) if len(along) >= 2 else ()
 
 

@@ -33,7 +33,7 @@ _DOTTED_MAX = 120  # points of a line that are few enough to be seen singly
 _PERIODS = 4
 _RESOLVED_PERIODS = 2 * (LOBE_BINS + 1)  # in so many the lines of a tone stand apart
 _SHOWN_DB = 130  # of a spectrum, below its highest line
-_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _EVEN = 1e-3  # of a step: a coordinate of float32 is no truer
 
 
@@ -56,16 +56,15 @@ class Signals:
     value_label: str
     f0_hz: float | None = None
     left_out: int = 0
-    magnitudes: bool = False  # of complex values, whose spectrum they do not have
 
     @property
     def seconds(self) -> float | None:
         """The unit of the axis in seconds, if it is time."""
-        return _SECONDS.get(self.units or "")
+        return SECONDS.get(self.units or "")
 
     def rate_hz(self, curve: Curve) -> float | None:
         """Samples per second, where the axis is time in even steps, enough of them for a spectrum."""
-        if self.seconds is None or self.magnitudes or len(curve.position) < STEPS_MIN:
+        if self.seconds is None or len(curve.position) < STEPS_MIN:
             return None
         steps = np.diff(curve.position)
         step = float(curve.position[-1] - curve.position[0]) / len(steps)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,14 +39,15 @@ class Map:
 class Maps:
     """Maps to be compared: they share colours. ``difference``: another one, which has its own.
 
-    ``channels``: their names, one for each channel shown. ``units``: of all values; ``axis_units``: of x.
+    ``channels``: their names, one for each channel shown. ``units``: of all values;
+    ``axis_units``: of each axis, by name.
     """
 
     alike: tuple[Map, ...]
     channels: tuple[str, ...]
     difference: Map | None = None
     units: str | None = None
-    axis_units: str | None = None
+    axis_units: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def all(self) -> tuple[Map, ...]:
@@ -113,8 +114,8 @@ def _title(channel: str, stage: str, note: str) -> str:
     return ", ".join([*parts, *([figures.plain(note)] if note else [])])
 
 
-def _finish(axes: Axes, title: str, plane: Plane, units: str | None, plan: Arrangement) -> None:
-    across, up = (figures.with_units(name, units) for name in plane.axes)
+def _finish(axes: Axes, title: str, plane: Plane, units: Mapping[str, str | None], plan: Arrangement) -> None:
+    across, up = (figures.with_units(name, units.get(name)) for name in plane.axes)
     figures.styled(axes, title, across, up)
     axes.set_aspect("equal")
     axes.autoscale_view()

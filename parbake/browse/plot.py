@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,8 @@ from parbake.browse.charts import (
     image_height_in,
     scalar_rows,
 )
-from parbake.browse.kinds import Form, Kind, axis_of, form_of, node_axes
-from parbake.browse.lines import CURVES_MAX, Curve, Signals, draw_signals, height_in
+from parbake.browse.kinds import Form, Kind, axis_of, even_sides, form_of, node_axes
+from parbake.browse.lines import CURVES_MAX, SECONDS, Curve, Signals, draw_signals, height_in
 from parbake.browse.maps import (
     CHANNELS_ALONE_MAX,
     CHANNELS_MAX,
@@ -31,7 +30,7 @@ from parbake.browse.maps import (
     arrangement,
     draw_maps,
 )
-from parbake.errors import DamagedStoreError, RecipeError
+from parbake.errors import RecipeError
 from parbake.store.index import normalised_index
 
 if TYPE_CHECKING:
@@ -112,7 +111,8 @@ def _axis_kind(store: Store, field: StoredField, form: Form) -> tuple[Any, ...]:
     """What lines need to have in common to be drawn over one another."""
     dim = field.dims[form.axes[0]]
     coord = axis_of(dim, store.coords)
-    over = coord.units if coord is not None and coord.units else dim
+    # inputs and outputs may have steps of their own, but a depth and a wavelength are two axes
+    over = coord.units if coord is not None and coord.units in SECONDS else dim
     channels = 1 if form.channel is None else field.shape[form.channel]
     return over, field.units, channels, field.dtype.kind == "c"
 
@@ -129,30 +129,18 @@ def figure_of(store: Store, sample: int | None = None, field: str | None = None)
     panels = panels_of(store, field)
     if not store.samples:
         raise RecipeError(f"{store.path}: no samples to show")
-    number = None if sample is None else int(normalised_index([sample], store.samples)[0])
+    if isinstance(sample, str):
+        raise RecipeError(f"{store.path}: a sample is a number; for a field: plot(field={sample!r})")
     if all(panel.kind is Kind.SCALAR for panel in panels):
         names = tuple(name for panel in panels for name in panel.fields)
+        number = None if sample is None else int(normalised_index([sample], store.samples)[0])
         return scalars_figure(store, names, number)
+    number = int(normalised_index([store.samples // 2 if sample is None else sample], store.samples)[0])
     shown = panels[:_PANELS_MAX]
     names = tuple(name for panel in shown for name in panel.fields)
-    number, values = _read(store, number, names)
+    read = store.read([number], (*names, *_told_scalars(store), *_tone(store)))
+    values = {name: array[0] for name, array in read.items()}
     return _sample_figure(store, number, shown, values, len(panels) - len(shown))
-
-
-def _read(store: Store, sample: int | None, names: tuple[str, ...]) -> tuple[int, dict[str, NDArray[Any]]]:
-    """The sample asked for; else the middle one, or another where that is damaged."""
-    last = store.samples - 1
-    for number in (store.samples // 2, 0, last, store.samples // 4) if sample is None else (sample,):
-        try:
-            read = store.read([number], names)
-        except DamagedStoreError:
-            if sample is not None or number == store.samples // 4:
-                raise
-            continue
-        with contextlib.suppress(DamagedStoreError):  # the headline then does without them
-            read |= store.read([number], (*_told_scalars(store), *_tone(store)))
-        return number, {name: array[0] for name, array in read.items()}
-    raise AssertionError("the last of the samples was read or raised")
 
 
 def _told_scalars(store: Store) -> tuple[str, ...]:
@@ -274,24 +262,27 @@ def _signals(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> 
         tuple(curves[:CURVES_MAX]),
         dim,
         coord.units if coord is not None else None,
-        figures.magnitude(figures.with_units(label, first.units), first.dtype),
+        figures.with_units(label, first.units),
         next((float(values[name]) for name in _tone(store) if name in values), None),
         max(len(curves) - CURVES_MAX, 0),
-        first.dtype.kind == "c",
     )
 
 
 def _curves(store: Store, field: StoredField, values: NDArray[Any]) -> Iterator[Curve]:
     form = form_of(field, store.coords)
-    along = _real(_along(values, form))
+    along = _along(values, form)
+    # a magnitude has another spectrum than the signal
+    parts = {"real": along.real, "imaginary": along.imag} if along.dtype.kind == "c" else {"": along}
     coord = axis_of(field.dims[form.axes[0]], store.coords)
-    position = np.arange(len(along)) if coord is None else coord.values
+    position = np.arange(along.shape[0]) if coord is None else coord.values
     names = _channel_names(store, field, form)
     described = _short(field.description)
     for channel, name in enumerate(names):
-        role = " ".join(part for part in (field.name, name) if part)
-        curve = Curve(role, np.asarray(position, np.float64), along[:, channel])
-        yield replace(curve, role=f"{role}, {described}") if described and len(names) == 1 else curve
+        for part, numbers in parts.items():
+            role = " ".join(word for word in (field.name, name, part) if word)
+            curve = Curve(role, np.asarray(position, np.float64), np.asarray(numbers[:, channel], np.float64))
+            alone = described and len(names) == len(parts) == 1
+            yield replace(curve, role=f"{role}, {described}") if alone else curve
 
 
 def _short(description: str | None) -> str:
@@ -319,7 +310,8 @@ def _maps(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Map
             title=figures.magnitude("fine \N{MINUS SIGN} interpolated", fields[-1].dtype),
             values=_real(_difference(most, least))[:, : len(chosen)],
         )
-    units = store.coords[node_axes(fields[0], store.coords)[0]].units
+    axes = node_axes(fields[0], store.coords)
+    units = {axis.removeprefix("coarse_"): store.coords[axis].units for axis in axes}
     return Maps(tuple(alike), chosen, difference, fields[0].units, units)
 
 
@@ -332,22 +324,16 @@ def _image(store: Store, name: str, values: NDArray[Any]) -> Image:
     field = store.fields[name]
     form = form_of(field, store.coords)
     dims = [field.dims[axis] for axis in form.axes]
-    coords = [axis_of(dim, store.coords) for dim in dims]
-    extent, labels = None, [figures.plain(dim) for dim in dims]
-    if all(c is not None and _is_even(c.values) for c in coords):
-        (bottom, top), (left, right) = (_edges(c.values) for c in coords if c is not None)
+    sides = even_sides(field, form, store.coords)
+    # pixels of a side of uneven steps are counted
+    extent, labels = None, [f"{figures.plain(dim)}{', by number' * (dim in store.coords)}" for dim in dims]
+    if sides is not None:
+        (bottom, top), (left, right) = (_edges(side.values) for side in sides)
         extent = (left, right, bottom, top)
-        labels = [
-            figures.with_units(dim, c.units) for dim, c in zip(dims, coords, strict=True) if c is not None
-        ]
+        labels = [figures.with_units(dim, side.units) for dim, side in zip(dims, sides, strict=True)]
     pixels = _along(values, form)
     channels = _channel_names(store, field, form)
     return Image(name, pixels, (labels[1], labels[0]), field.units, extent, channels)
-
-
-def _is_even(values: NDArray[Any]) -> bool:
-    steps = np.diff(values.astype(np.float64))
-    return bool(len(steps) and (np.abs(steps - steps.mean()) <= 1e-3 * np.abs(steps.mean())).all())
 
 
 def _edges(values: NDArray[Any]) -> tuple[float, float]:

@@ -1,16 +1,16 @@
-"""A store as one page: what it is, pictures of samples across its range, distributions, keys, provenance."""
+"""A store as one page: what it is, pictures of samples across its range, distributions."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parbake import human
-from parbake.browse import facts, html
+from parbake.browse import html
 from parbake.browse.figures import compact, rendered
 from parbake.browse.kinds import Kind
 from parbake.browse.plot import figure_of, panels_of, scalar_names, scalars_figure, spread
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _F0, _HZ = "f0", "Hz"
 _SCALE = 2.0  # pixels per 1/100 inch: sharp on dense screens
+_DAMAGED = '<p class="damaged">'
 _CODE_MAX = 5000  # characters: a path is at most 4096
-_LINES_MAX = 400  # of keys or provenance
 # what is not in the page is not fetched, whatever a store's texts say
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -43,10 +43,6 @@ figure img { display: block; width: 100%; height: auto; }
 .damaged { border-left: 4px solid var(--bad); padding: .2rem .8rem; color: var(--bad);
   overflow-wrap: anywhere; }
 .soft { color: var(--soft); }
-.lines { border-collapse: collapse; width: 100%; font-size: .85rem; }
-.lines th { text-align: left; font-weight: 500; color: var(--soft); vertical-align: top;
-  padding: .1rem 1rem .1rem 0; overflow-wrap: anywhere; width: 14rem; }
-.lines td { padding: .1rem 0; overflow-wrap: anywhere; }
 pre { background: var(--code); border-radius: 6px; padding: .7rem 1rem; overflow-x: auto; }
 @media print {
   main { max-width: none; padding: 0; } body { font-size: 11px; } pre { white-space: pre-wrap; }
@@ -68,8 +64,6 @@ def report(store: Store, *, samples: int = 5) -> str:
         html.store_html(store),
         *_pictures(store, samples),
         *_distributions(store),
-        *_section("Keys", _table([("digest", store.digest), *facts.flat_keys(store)], store)),
-        *_section("Provenance", _table(facts.provenance_lines(store.provenance), store)),
         *_section("Read it again", f"<pre><code>{code}</code></pre>"),
     ]
     return (
@@ -80,6 +74,11 @@ def report(store: Store, *, samples: int = 5) -> str:
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def tells_damage(page: str) -> bool:
+    """Whether a report has to say that something of its store cannot be read."""
+    return html.badge("damaged") in page or _DAMAGED in page
 
 
 def _section(title: str, *content: str) -> Iterator[str]:
@@ -122,21 +121,7 @@ def _figure(shown: Figure, what: str) -> str:
 
 
 def _damage(what: str, error: Exception) -> str:
-    return f'<p class="damaged">{html.escaped(what)}: damaged: {html.escaped(one_line(error))}</p>'
-
-
-def _table(rows: Iterable[tuple[str, str]], store: Store) -> str:
-    """Rows of a name and a text; nothing for a file of others, which has none."""
-    if store.is_foreign:
-        return ""
-    listed = list(rows)
-    shown = "".join(
-        f"<tr><th>{html.escaped(name)}</th><td>{html.escaped(text)}</td></tr>"
-        for name, text in listed[:_LINES_MAX]
-    )
-    more = len(listed) - _LINES_MAX
-    rest = f'<p class="soft">and {more:,} more: parbake inspect --json</p>' if more > 0 else ""
-    return f'<table class="lines">{shown}</table>{rest}'
+    return f"{_DAMAGED}{html.escaped(what)}: damaged: {html.escaped(one_line(error))}</p>"
 
 
 def _code(store: Store) -> tuple[str, ...]:

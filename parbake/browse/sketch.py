@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parbake.browse.kinds import Form, Kind, are_colours, axis_of, form_of, node_axes
+from parbake.browse.kinds import Form, Kind, are_colours, axis_of, even_sides, form_of, node_axes
 from parbake.browse.markup import escaped
 from parbake.browse.png import coloured, data_uri, png
 from parbake.store.document import StoredField
@@ -46,7 +46,7 @@ class Sketches:
         self._coords = coords
         self._rasters: dict[tuple[str, ...], _Raster | None] = {}
 
-    def of(self, name: str, sample: int = 0) -> Sketch | None:
+    def of(self, name: str, sample: int) -> Sketch | None:
         """A picture of a field: of one sample, of scalars the distribution; None where there is none.
 
         Reads one chunk of at most READ_NBYTES_MAX, of scalars some. Raises DamagedStoreError.
@@ -69,6 +69,9 @@ class Sketches:
         if form.kind is Kind.LINE:
             return _line(field, form, channels, sample, self._coords)
         if form.kind is Kind.IMAGE:
+            if (sides := even_sides(field, form, self._coords)) is not None:  # to the right and upwards
+                up, right = (1 if side.values[0] < side.values[-1] else -1 for side in sides)
+                channels = channels[:, ::-up, ::right]
             return _image(field, form, channels, sample, _labels(field, form, self._coords))
         return self._mesh(field, form, channels[0], sample)
 

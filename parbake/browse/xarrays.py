@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 # of whole samples, read at once where much less of them is wanted
 _BATCH_NBYTES = 32 * 1024**2
 
+_OURS = "parbake_"
+_TOLD = ("parbake_producer", "parbake_keys", "parbake_digest")
+_OWN = ("coordinates", "statistics")
+
 # What xarray asks for along one axis: of blocks an integer, a slice or an array; of points slices and
 # arrays that are broadcast together.
 AxisIndex: TypeAlias = int | slice | NDArray[np.int64]
@@ -32,9 +36,10 @@ AxisIndex: TypeAlias = int | slice | NDArray[np.int64]
 def dataset_of(store: Store) -> xr.Dataset:
     """The samples that ``store`` shows as a dataset: nothing is read until it is used.
 
-    As ``xarray.open_zarr`` shows it, but for channels, which have their names. Scalars are coordinates along
-    ``sample``. Attributes are those of the file, also where the store shows a part of it. The dataset reads
-    through ``store``, and is of use for as long as that is open.
+    As ``xarray.open_zarr`` shows it, but for channels, which have their names, and for attributes: of those
+    that parbake keeps for itself only producer, keys and digest are told, since results carry them on.
+    Scalars are coordinates along ``sample``. The dataset reads through ``store``, and is of use for as long
+    as that is open.
     """
     from parbake.browse.engine import ParbakeBackend
 
@@ -73,10 +78,13 @@ def _attributes(store: Store) -> tuple[dict[str, Any], dict[str, dict[str, Any]]
     nodes = root["consolidated_metadata"]["metadata"]
     named = {
         # CF "coordinates" is said by the dataset, and by what writes it
-        name: {k: v for k, v in nodes[name]["attributes"].items() if k != "coordinates"}
+        name: {
+            k: v for k, v in nodes[name]["attributes"].items() if k not in _OWN and not k.startswith(_OURS)
+        }
         for name in (*store.fields, *store.coords)
     }
-    return dict(root["attributes"]), named
+    told = {k: v for k, v in root["attributes"].items() if k in _TOLD or not k.startswith(_OURS)}
+    return told, named
 
 
 def _field_variable(store: Store, field: StoredField, nodes: Mapping[str, Mapping[str, Any]]) -> xr.Variable:

@@ -84,16 +84,17 @@ def plain_name(name: str) -> str:
 class Field:
     """One named array of a store, without its sample axis (axis 0).
 
-    ``shape``: of one sample. ``dtype``: as stored; its byte order is kept on disk. ``dims``: one
-    name per axis of ``shape``. ``coords``: values along some of ``dims``, by name. ``keys``: invalidation
-    keys of this field alone, beside the producer's. ``allow_nan``: NaN is data here, not a fault.
+    ``shape``: of one sample. ``dtype``: as stored; its byte order is kept on disk. ``dims``: one name per
+    axis of ``shape``, so none of a scalar. ``coords``: values along some of ``dims``, by name. ``keys``:
+    invalidation keys of this field alone, beside the producer's. ``allow_nan``: NaN is data here, not a
+    fault.
 
     Raises SchemaError for anything that cannot be stored.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    dims: tuple[str, ...]
+    dims: tuple[str, ...] = ()
     _: KW_ONLY
     units: str | None = None
     description: str | None = None
@@ -105,7 +106,7 @@ class Field:
         self,
         shape: tuple[int, ...],
         dtype: DTypeLike,
-        dims: tuple[str, ...],
+        dims: tuple[str, ...] = (),
         *,
         units: str | None = None,
         description: str | None = None,

@@ -348,9 +348,16 @@ class Store(Samples):
         """The samples as an ``xarray.Dataset``, lazily, channels by name. Needs the extra ``[xarray]``.
 
         The same as ``xarray.open_dataset(path, engine="parbake")``, but read through this store, for as long
-        as it is open.
+        as it is open. Raises RecipeError where xarray is not installed.
         """
-        from parbake.browse.xarrays import dataset_of
+        try:
+            from parbake.browse.xarrays import dataset_of
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "xarray":
+                raise
+            raise RecipeError(
+                f"needs xarray ({error}); install it with: pip install 'parbake[xarray]'"
+            ) from None
 
         return dataset_of(self)
 

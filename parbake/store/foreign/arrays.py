@@ -372,7 +372,11 @@ def contents_of(
 
 def _stored(plan: Plan, name: str, field: AnyMap) -> StoredField:
     array = plan.arrays[name]
-    return StoredField(name, plan.dims[name], array.units, array.description, True, field.layout)
+    units, description = array.units, array.description
+    if packing := [key for key in array.coded if key in PACKING]:  # the units are not those of the numbers
+        packed = f"packed: {' and '.join(packing)} not applied"
+        units, description = None, f"{description}; {packed}" if description else packed
+    return StoredField(name, plan.dims[name], units, description, True, field.layout)
 
 
 def structure_digest(document: StoreDocument) -> str:
