@@ -10,29 +10,34 @@ BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,bench,xarray,docs]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[plot,xarray]"
+	touch $@
+
+# what tests, benchmarks and the site need beside: gigabytes, which a demo does not
+.venv/complete: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,bench,plot,xarray,docs]"
 	touch $@
 
 demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
-test: .venv/installed lint
+test: .venv/complete lint
 	$(BIN)/python -m pytest -n 2 tests
 
-lint: .venv/installed
+lint: .venv/complete
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/installed
+docs: .venv/complete
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site
 	@echo "the site is in site/: open site/index.html, or with its search: $(BIN)/python -m http.server -d site"
 
-bench: .venv/installed
+bench: .venv/complete
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # parbake beside other libraries: makes its own environments in .bench-envs/ (8 GB), takes over an hour
-peers: .venv/installed
+peers: .venv/complete
 	$(BIN)/python benchmarks/peers
 
 clean:

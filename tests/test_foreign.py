@@ -125,6 +125,17 @@ def test_values_that_stand_for_others_and_times_are_told() -> None:
     )
 
 
+def test_packed_numbers_do_not_bear_the_units_of_what_they_stand_for() -> None:
+    found = plan(
+        array("t2m", T, LAT, units="K", description="2 m temperature", coded=("scale_factor", "_FillValue")),
+        array("sst", T, LAT, units="K", coded=("_FillValue",)),
+    )
+    fields = contents(found).document.fields
+    assert fields["t2m"].units is None
+    assert fields["t2m"].description == "2 m temperature; packed: scale_factor not applied"
+    assert (fields["sst"].units, fields["sst"].description) == ("K", None)
+
+
 def test_coordinates_of_groups_without_fields_are_none() -> None:
     found = plan(array("a/u", T, NODE), array("b/node", NODE), array("a/node", NODE))
     assert dict(found.coords) == {"a/node": "node"}

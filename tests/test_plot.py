@@ -397,7 +397,7 @@ def test_a_pair_shows_coarse_interpolated_fine_and_their_difference(pair: Store)
         assert low == -high < 0
         np.testing.assert_allclose(np.asarray(meshes[3].get_array()), values[2] - values[1], atol=1e-7)
         assert all(axes.get_aspect() == 1 for axes in lane)
-    assert headline(figure) == "pair.zarr, sample 1 of 2: time 0.75 s"
+    assert headline(figure) == "pair.zarr, sample 1 of 2: time 0.75 s, 2 of 3 channels"
 
 
 def test_without_the_coarse_field_three_maps_are_shown(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parbake import human
 from parbake.browse import figures
 from parbake.browse.charts import (
     ROW_HEIGHT_IN,
@@ -169,8 +170,12 @@ def _sample_figure(
     told = [_valued(store.fields[name], values[name]) for name in _told_scalars(store) if name in values]
     if len(panels) == 1 and len(panels[0].fields) == 1:
         told.insert(0, figures.plain(panels[0].fields[0]))
+    for panel in panels:
+        count, named = _channels_drawn(store, panel)
+        if panel.kind is Kind.MESH and count < named:
+            told.append(f"{count} of {named} channels")
     if more:
-        told.append(f"{more} more fields by name")
+        told.append(f"{human.count(more, 'field')} not drawn: name one")
     where = f"{figures.plain(store.path.name)}, sample {number:,} of {store.samples:,}"
     figures.headline(shown, ": ".join([where, ", ".join(told)] if told else [where]))
     return shown
@@ -289,11 +294,18 @@ def _short(description: str | None) -> str:
     return description if description and len(description) <= 32 else ""
 
 
+def _channels_drawn(store: Store, panel: Panel) -> tuple[int, int]:
+    """How many channels of mesh fields are drawn, and how many there are."""
+    field = store.fields[panel.fields[0]]
+    names = _channel_names(store, field, form_of(field, store.coords))
+    return min(len(names), CHANNELS_ALONE_MAX if len(panel.fields) == 1 else CHANNELS_MAX), len(names)
+
+
 def _maps(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Maps:
     fields = [store.fields[name] for name in panel.fields]
     forms = [form_of(field, store.coords) for field in fields]
     names = _channel_names(store, fields[0], forms[0])
-    chosen = names[: CHANNELS_ALONE_MAX if len(fields) == 1 else CHANNELS_MAX]
+    chosen = names[: _channels_drawn(store, panel)[0]]
     alike = []
     for field, form in zip(fields, forms, strict=True):
         axes = node_axes(field, store.coords)
