@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.legend import Legend
 
 WIDTH_IN = 8.0
+_SCALE = 2  # pixels per 1/100 inch
 DPI = 100  # at which a figure is as wide as a column of a page
 SUFFIXES = ("png", "svg", "pdf")
 
@@ -55,8 +56,8 @@ def _picture_class() -> type[Figure]:
     return Picture
 
 
-def rendered(shown: Figure, suffix: str = "png", scale: float = 2.0) -> bytes:
-    """The figure as the bytes of a file; ``suffix``: one of SUFFIXES; ``scale``: pixels per 1/100 inch."""
+def rendered(shown: Figure, suffix: str = "png", **options: Any) -> bytes:
+    """The figure as the bytes of a file, sharp on dense screens; ``suffix``: one of SUFFIXES."""
     from matplotlib import rc_context
 
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -64,15 +65,17 @@ def rendered(shown: Figure, suffix: str = "png", scale: float = 2.0) -> bytes:
     buffer = io.BytesIO()
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph ")  # a name in a script that the font has not
-        shown.savefig(buffer, format=suffix, dpi=DPI * scale, facecolor="white", metadata=undated[suffix])
+        shown.savefig(
+            buffer, format=suffix, dpi=DPI * _SCALE, facecolor="white", metadata=undated[suffix], **options
+        )
     return buffer.getvalue()
 
 
-def compact(png: bytes) -> bytes:
-    """A picture as WebP: without loss where that is small, else (maps) with one that nobody sees."""
+def compact(shown: Figure) -> bytes:
+    """The figure as WebP: without loss where that is small, else (maps) with one that nobody sees."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(rendered(shown, pil_kwargs={"compress_level": 0}))) as image:
         opaque = image.convert("RGB")
     lossless = _webp(opaque, lossless=True, quality=40)
     return lossless if len(lossless) <= _LOSSLESS_NBYTES else _webp(opaque, quality=92)
@@ -80,7 +83,7 @@ def compact(png: bytes) -> bytes:
 
 def _webp(image: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", method=4, **options)
+    image.save(buffer, "WEBP", method=1, **options)
     return buffer.getvalue()
 
 

@@ -120,6 +120,8 @@ def _finish(axes: Axes, title: str, plane: Plane, units: Mapping[str, str | None
     axes.set_aspect("equal")
     axes.autoscale_view()
     axes.margins(0.01)
+    for painted in axes.collections:  # within the axes; the layout would measure every triangle
+        painted.set_in_layout(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.label_outer()

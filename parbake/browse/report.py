@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from parbake import human
 from parbake.browse import html
-from parbake.browse.figures import compact, rendered
+from parbake.browse.figures import compact
 from parbake.browse.kinds import Kind
 from parbake.browse.plot import figure_of, panels_of, scalar_names, scalars_figure, spread
 from parbake.errors import DamagedStoreError, RecipeError, one_line
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from parbake.store.store import Store
 
 _F0, _HZ = "f0", "Hz"
-_SCALE = 2.0  # pixels per 1/100 inch: sharp on dense screens
 _DAMAGED = '<p class="damaged">'
 _CODE_MAX = 5000  # characters: a path is at most 4096
 # what is not in the page is not fetched, whatever a store's texts say
@@ -116,7 +115,7 @@ def _distributions(store: Store) -> Iterator[str]:
 
 
 def _figure(shown: Figure, what: str) -> str:
-    data = base64.b64encode(compact(rendered(shown, scale=_SCALE))).decode()
+    data = base64.b64encode(compact(shown)).decode()
     return f'<figure><img alt="{html.escaped(what)}" src="data:image/webp;base64,{data}"></figure>'
 
 
