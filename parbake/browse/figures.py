@@ -83,7 +83,7 @@ def compact(shown: Figure) -> bytes:
 
 def _webp(image: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", method=1, **options)
+    image.save(buffer, "WEBP", method=4, **options)
     return buffer.getvalue()
 
 
