@@ -192,6 +192,13 @@ def test_the_tallest_bar_is_where_most_values_are() -> None:
     assert heights == pytest.approx([41, 41 / 3], rel=0.01)
 
 
+def test_evenly_spaced_values_show_no_peaks() -> None:
+    for count in (20, 40, 1000):
+        found = sketch.histogram(np.arange(float(count)))
+        assert found is not None
+        assert found.max() - found.min() <= 1
+
+
 @pytest.mark.parametrize(
     ("samples", "chunk_samples", "nbytes", "chunks_max"),
     [(1, 8192, 65_536, 1), (10, 8192, 65_536, 1), (10_000_000, 8192, 65_536, 16), (10**12, 1, 8, 16)],

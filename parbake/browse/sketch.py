@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ READ_NBYTES_MAX = 16 * 1024**2  # decoded, to draw one picture
 WIDTH, HEIGHT = 160, 100  # pixels, at most
 LINE_HEIGHT = 44
 COLOUR_WIDTH, COLOUR_HEIGHT = 96, 60  # of pictures with channels of colours, which compress badly
-BARS = 32
+BARS = 32  # at most
 VALUES_MAX = 4_096  # of a distribution
 RUNS_MAX = 16  # chunks that they come from
 NODES_MAX = 20_000
@@ -227,14 +228,18 @@ def _distribution(field: StoredField, values: Array, samples: int) -> Sketch | N
 
 
 def histogram(values: Array) -> NDArray[np.int64] | None:
-    """How many finite values lie in each of BARS equal parts of their range; None where there are none."""
+    """How many finite values lie in each equal part of their range; None where there are none.
+
+    Few values have few parts, else evenly spaced ones would show peaks.
+    """
     finite = values[np.isfinite(values)]
     if not len(finite):
         return None
     low, high = float(finite.min()), float(finite.max())
     scale = high / 2 - low / 2
     place = (finite / 2 - low / 2) / scale if scale > 0 else np.full(len(finite), 0.5)
-    return np.bincount(np.minimum((place * BARS).astype(np.int64), BARS - 1), minlength=BARS)
+    bars = min(BARS, math.isqrt(2 * len(finite)) + 1)
+    return np.bincount(np.minimum((place * bars).astype(np.int64), bars - 1), minlength=bars)
 
 
 # ---- images and meshes

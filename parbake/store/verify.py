@@ -155,7 +155,9 @@ def _faults_of(store: Store, name: str, recorded: int, shard: int) -> Iterator[D
         source = store.shard(name, shard)
         index = scan_shard(source, shard, last - first, layout.chunks_per_shard, store.identity(name))
     except (DamagedStoreError, CodecError) as error:
-        yield Damage(file, name, first, last, str(error).split("; run ")[0])
+        found = str(error).split("; run ")[0]
+        # without the path, field and file, which are told anyhow
+        yield Damage(file, name, first, last, found.rsplit(f"{file}: ", 1)[-1])
         return
     blamed = False
     checksum, done = 0, 0  # of all bytes up to ``done`` but the CRCs among them
