@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 
 _NAMES_MAX = 10  # in one line
-_OPERATOR = "mesh-operator"  # what pairs of meshes keep for themselves: told in one line
 
 
 def show_bake(path: Path, store: Store, last: Progress | None, as_json: bool) -> dict[str, Any]:
@@ -180,13 +179,15 @@ def bakes_json(unfinished: Sequence[Unfinished]) -> list[dict[str, Any]]:
 
 def show_stores(folder: Path, stores: Sequence[StoreSummary], as_json: bool) -> None:
     """The stores of a folder, and what they take together."""
+    from parbake.store.cache import OPERATOR
+
     total = sum(s.nbytes_stored for s in stores)
     if as_json:
         rows = [{**vars(s), "path": str(s.path), "ratio": s.ratio} for s in stores]
         print_json(folder=str(folder), nbytes_stored=total, stores=rows)
         return
-    operators = [s for s in stores if s.producer == _OPERATOR]
-    listed = [s for s in stores if s.producer != _OPERATOR]
+    operators = [s for s in stores if s.producer == OPERATOR]
+    listed = [s for s in stores if s.producer != OPERATOR]
     if listed:
         columns = _columns(listed)
         right = [i for i, name in enumerate(columns) if name in ("samples", "size", "ratio")]

@@ -161,8 +161,7 @@ def draw_image(shown: FigureBase, image: Image) -> None:
         return
     count = min(pixels.shape[2], _CHANNELS_MAX)
     for channel, axes in enumerate(np.atleast_1d(shown.subplots(1, count, sharey=True))):
-        values = np.abs(pixels[..., channel]) if pixels.dtype.kind == "c" else pixels[..., channel]
-        painted = axes.imshow(values.astype(np.float64), cmap=figures.SEQUENTIAL, **upright)
+        painted = axes.imshow(figures.real(pixels[..., channel]), cmap=figures.SEQUENTIAL, **upright)
         _ascending(axes, image)
         named = image.channels[channel] if image.channels else f"{channel}" if count > 1 else ""
         shown_of = figures.magnitude(figures.plain(image.name), pixels.dtype)
@@ -196,7 +195,7 @@ def draw_flat(
     if values.dtype.kind not in "biufc":
         figures.note(axes, f"{figures.plain(name)} ({shape}): {values.dtype}, not drawn")
         return
-    flat = (np.abs(values) if values.dtype.kind == "c" else values).ravel().astype(np.float64)
+    flat = figures.real(values).ravel()
     flat = np.where(np.isfinite(flat), flat, np.nan)
     index = np.arange(len(flat), dtype=np.float64)
     if len(flat) > _POINTS_MAX:

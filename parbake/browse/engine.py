@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from parbake.store.chunks import Checksums
     from parbake.store.store import Store
 
-_OPERATOR = "mesh-operator"  # what pairs of meshes keep for themselves
 _ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 
 
@@ -59,23 +58,21 @@ class ParbakeBackend(BackendEntrypoint):
         filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
-        sample_dim: str | None = None,
-        checksums: Checksums = "first",
-        mmap: bool = True,
+        **options: Any,
     ) -> dict[str, xr.Dataset]:
         """One store under ``/``; those of a folder each under its name less the suffix.
 
-        Unfinished and broken ones are left out with a warning, operators between meshes without one.
+        ``options``: of ``open_dataset``. Unfinished and broken stores are left out with a warning, operators
+        between meshes without one.
         """
-        from parbake.store.store import Store, open_store
+        from parbake.store.store import Store
 
         found = [] if isinstance(filename_or_obj, Store) else _stores_in(Path(filename_or_obj))
         if not found:
-            options: dict[str, Any] = {"sample_dim": sample_dim, "checksums": checksums, "mmap": mmap}
             return {"/": self.open_dataset(filename_or_obj, drop_variables=drop_variables, **options)}
         groups = {"/": xr.Dataset()}
         for name, one in _shown(found).items():
-            dataset = _closing(open_store(one.path, checksums=checksums, mmap=mmap), drop_variables)
+            dataset = self.open_dataset(one.path, drop_variables=drop_variables, **options)
             if one.inputs:  # a cache names its stores by their keys
                 dataset.attrs["parbake_inputs"] = ", ".join(one.inputs)
             groups[f"/{name}"] = dataset
@@ -86,18 +83,10 @@ class ParbakeBackend(BackendEntrypoint):
         filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
-        sample_dim: str | None = None,
-        checksums: Checksums = "first",
-        mmap: bool = True,
+        **options: Any,
     ) -> xr.DataTree:
         """The tree of ``open_groups_as_dict``."""
-        groups = self.open_groups_as_dict(
-            filename_or_obj,
-            drop_variables=drop_variables,
-            sample_dim=sample_dim,
-            checksums=checksums,
-            mmap=mmap,
-        )
+        groups = self.open_groups_as_dict(filename_or_obj, drop_variables=drop_variables, **options)
         tree = xr.DataTree.from_dict(groups)
         for name, dataset in groups.items():
             tree[name].set_close(dataset._close)
@@ -149,11 +138,13 @@ def _stores_in(folder: Path) -> list[StoreSummary]:
 
 def _shown(stores: list[StoreSummary]) -> dict[str, StoreSummary]:
     """The stores that are whole, by their names in a tree."""
+    from parbake.store.cache import OPERATOR
+
     whole = [store for store in stores if store.state in ("complete", "edited")]
     for store in stores:
         if store not in whole:
             warnings.warn(f"{store.path}: {store.state}, left out", StoreWarning, stacklevel=4)
-    whole = [store for store in whole if store.producer != _OPERATOR] or whole
+    whole = [store for store in whole if store.producer != OPERATOR] or whole
     names = [_stem(store.path) for store in whole]
     return {
         name if names.count(name) == 1 else store.path.name: store

@@ -7,11 +7,13 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from parbake import human
 from parbake.errors import RecipeError
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
     from matplotlib.legend import Legend
@@ -102,6 +104,11 @@ def with_units(name: object, units: str | None) -> str:
 def magnitude(text: str, dtype: np.dtype[Any]) -> str:
     """What is shown of values of ``dtype``: of complex ones their magnitude."""
     return f"magnitude of {text}" if dtype.kind == "c" else text
+
+
+def real(values: NDArray[Any]) -> NDArray[np.float64]:
+    """What is shown of values, as numbers."""
+    return np.asarray(np.abs(values) if values.dtype.kind == "c" else values, np.float64)
 
 
 def headline(shown: FigureBase, text: str) -> None:

@@ -80,7 +80,7 @@ def note(content: str, kind: str) -> str:
 
 def more(count: int, noun: str) -> str:
     """How many more there are than are shown, if any."""
-    return note(f"and {count:,} more {noun}{'' if count == 1 else 's'}", "quiet") if count > 0 else ""
+    return note(f"and {human.count(count, f'more {noun}')}", "quiet") if count > 0 else ""
 
 
 def _cell(tag: str, cell: str, right: bool, more: str = "") -> str:

@@ -234,10 +234,6 @@ def _drawing(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> 
     return _Drawing((field, values[field.name]), _FLAT_HEIGHT_IN)
 
 
-def _real(values: NDArray[Any]) -> Reals:
-    return np.asarray(np.abs(values) if values.dtype.kind == "c" else values, np.float64)
-
-
 def _along(values: NDArray[Any], form: Form) -> NDArray[Any]:
     """A sample as [axis..., channel], axes of one left out."""
     kept = (*form.axes, *(() if form.channel is None else (form.channel,)))
@@ -310,7 +306,7 @@ def _maps(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Map
     for field, form in zip(fields, forms, strict=True):
         axes = node_axes(field, store.coords)
         points = np.stack([np.asarray(store.coords[axis].values, np.float64) for axis in axes], axis=1)
-        shown = _real(_along(values[field.name], form))[:, : len(chosen)]
+        shown = figures.real(_along(values[field.name], form))[:, : len(chosen)]
         plain_axes = tuple(axis.removeprefix("coarse_") for axis in axes)
         title = _STAGES[field.name] if len(fields) > 1 else field.name if field.dtype.kind == "c" else ""
         alike.append(Map(figures.magnitude(title, field.dtype), shown, points, plain_axes))
@@ -320,7 +316,7 @@ def _maps(store: Store, panel: Panel, values: Mapping[str, NDArray[Any]]) -> Map
         difference = replace(
             alike[-1],
             title=figures.magnitude("fine \N{MINUS SIGN} interpolated", fields[-1].dtype),
-            values=_real(_difference(most, least))[:, : len(chosen)],
+            values=figures.real(_difference(most, least))[:, : len(chosen)],
         )
     axes = node_axes(fields[0], store.coords)
     units = {axis.removeprefix("coarse_"): store.coords[axis].units for axis in axes}

@@ -18,6 +18,8 @@ from parbake.store.keys import Keys, digest
 from parbake.store.publish import Unfinished, staging_root, unfinished_bakes
 from parbake.store.zarr_format import ROOT
 
+OPERATOR = "mesh-operator"  # the producer of what pairs of meshes keep for themselves
+
 DIGEST_DIGITS = 12
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # module:name
 REMOVED = re.compile(r"\..+\.removed-\d+")  # what an interrupted removal leaves

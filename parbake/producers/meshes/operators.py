@@ -15,13 +15,11 @@ from parbake.errors import ParbakeError, RecipeError
 from parbake.producers.bake import bake
 from parbake.producers.meshes.interpolate import Method, Operator, Outside, build_operator
 from parbake.producers.meshes.series import MeshSeries
-from parbake.store.cache import store_name, used_now
+from parbake.store.cache import OPERATOR, store_name, used_now
 from parbake.store.keys import JSON, Keys, digest
 from parbake.store.layout import Field
 from parbake.store.publish import baking_lock
 from parbake.store.store import open_store
-
-NAME = "mesh-operator"
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class OperatorProducer:
 
     operator: Operator
     keys: Mapping[str, JSON]
-    name: ClassVar[str] = NAME
+    name: ClassVar[str] = OPERATOR
     version: ClassVar[int] = 1
 
     def __len__(self) -> int:
@@ -92,7 +90,7 @@ def operator_between(
     """
     meshes = {"source": source.mesh_sha256(), "target": target.mesh_sha256()}
     keys: dict[str, JSON] = {**meshes, **vars(choice)}
-    shared: dict[str, JSON] = {"producer": NAME, "version": OperatorProducer.version, "keys": keys}
+    shared: dict[str, JSON] = {"producer": OPERATOR, "version": OperatorProducer.version, "keys": keys}
     path = folder / store_name(Keys(shared, {}))
     if (known := _opened(path, shared, source.nodes)) is not None:
         return known
