@@ -295,7 +295,7 @@ def test_a_config_is_the_papers_set_up(
         assert (task.sample_rate, task.duration, len(task)) == (sample_rate, duration, 1600)
         assert task.schema()["y"].shape == (steps, 1)
         validation = SineTeacher(teacher=file, config=number, validation=True)
-        assert len(validation) == 88
+        assert (validation.duration, len(validation)) == (1.2, 88)
         assert set(validation.tones(0, 88).db) == {-20.0}
 
 

@@ -117,6 +117,17 @@ def test_notes_or_frequencies_amplitudes_and_phases_are_uniform() -> None:
             assert distance < 1.95 / math.sqrt(20_000)
 
 
+def test_levels_are_drawn_uniformly_in_db_where_that_is_asked_for() -> None:
+    task = SineTeacher(linear_db=True, db_min=-40, db_max=-6)
+    t, plain = task.tones(0, 20_000), SineTeacher(db_min=-40, db_max=-6).tones(0, 20_000)
+    share = np.sort((t.db + 40) / 34)
+    assert 0 < share[0] <= share[-1] <= 1
+    assert np.abs(share - (np.arange(20_000) + 0.5) / 20_000).max() < 1.95 / math.sqrt(20_000)
+    np.testing.assert_allclose(t.amplitude, 10 ** (t.db / 20), rtol=1e-15)
+    np.testing.assert_array_equal([t.f0, t.phase], [plain.f0, plain.phase])
+    assert "give db_min" in refusal(lambda: SineTeacher(linear_db=True))
+
+
 def test_validation_is_88_notes_at_each_level_in_turn() -> None:
     task = SineTeacher(validation=True, levels_db=(-36, -18, -6), num_samples=5, seed="fresh")
     assert len(task) == 264
@@ -211,6 +222,7 @@ def test_keys_are_plain_json_and_change_with_all_that_matters_and_nothing_else()
     canonical({"shared": stored.shared})
     for nothing in ({"num_samples": 5}, {"device": "cpu"}, {"levels_db": (-6.0,)}, {"midi_min": 21}):
         assert changed(**nothing) == set()
+    assert changed(linear_db=True, db_min=-40) == {(None, "db_min"), (None, "linear_db")}
     shared = {"midi_min": 30, "midi_max": 90, "db_min": -40, "db_max": -1, "linear_f0": True, "seed": 1}
     for name, value in shared.items():
         assert changed(**{name: value}) == {(None, name)}

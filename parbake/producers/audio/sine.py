@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from parbake.errors import RecipeError
 from parbake.producers.audio.amp_models import AmpModel, amp_module, load_amp_model
 from parbake.producers.audio.bandlimited import alias_ratio, band_limited, kept_steps
-from parbake.producers.audio.paper import PAPER_CONFIGS, ConfigNumber
+from parbake.producers.audio.paper import PAPER_CONFIGS, VALIDATION_DURATION_S, ConfigNumber
 from parbake.producers.audio.tones import VALIDATION_NOTES, ToneRanges, Tones, drawn_tones, validation_tones
 from parbake.producers.devices import usable_device
 from parbake.producers.recipe import option, settle
@@ -46,13 +46,15 @@ class SineTeacher:
     Training draws for each sample a note, uniform over the real numbers in [midi_min, midi_max] and
     not over whole notes, so that frequencies between the keys are learnt too (``linear_f0``: uniform
     in Hz over the same range); an amplitude, uniform in (0, 10^(db_max/20)] (from 10^(db_min/20) where
-    that is given); a phase, uniform in [0, 2 pi). The draws depend on (seed, sample) alone.
+    that is given; ``linear_db``: a level, uniform in dB from db_min to db_max); a phase, uniform in
+    [0, 2 pi). The draws depend on (seed, sample) alone.
 
     Validation draws nothing: notes 21 to 108 at phase 0 for each of ``levels_db``, all notes of the
-    first level first. num_samples, midi_*, db_*, linear_f0 and seed do not matter to it.
+    first level first. num_samples, midi_*, db_*, linear_* and seed do not matter to it.
 
-    ``config``: a set-up of arXiv 2505.11375 (see ``paper``) gives sample_rate and duration, which must
-    not contradict it, and the family of network that ``teacher`` has to hold; the number itself is no key.
+    ``config``: a set-up of arXiv 2505.11375 (see ``paper``) gives sample_rate and duration (that of
+    training tones, or 1.2 s in validation), which must not contradict it, and the family of network that
+    ``teacher`` has to hold; the number itself is no key.
 
     x is computed in float64; ``compute_dtype`` is the teacher's. Raises RecipeError for parameters
     that make no task, TeacherFileError for a teacher that cannot be used.
@@ -81,6 +83,9 @@ class SineTeacher:
     )
     db_max: float = field(default=0.0, metadata=option("Highest level, dB re amplitude 1."))
     linear_f0: bool = field(default=False, metadata=option("Draw frequencies uniformly in Hz, not in notes."))
+    linear_db: bool = field(
+        default=False, metadata=option("Draw levels uniformly in dB from db_min, not in amplitude.")
+    )
     validation: bool = field(
         default=False, metadata=option("The fixed validation set: 88 notes from 21, phase 0, each level.")
     )
@@ -164,7 +169,9 @@ class SineTeacher:
         if self.validation:
             return keys | {"split": "validation", "levels_db": list(self.levels_db)}
         names = ("midi_min", "midi_max", "db_min", "db_max", "linear_f0", "seed")
-        return keys | {"split": "training"} | {name: getattr(self, name) for name in names}
+        keys |= {"split": "training"} | {name: getattr(self, name) for name in names}
+        # named only where it is asked for: stores baked before there was a choice stay fresh
+        return keys | {"linear_db": True} if self.linear_db else keys
 
     def tones(self, start: int, stop: int) -> Tones:
         """The tones of samples [start, stop)."""
@@ -193,7 +200,8 @@ class SineTeacher:
     def _drawn(self, start: int, stop: int) -> Tones:
         if self.seed == "fresh":
             raise _refused("seed", "'fresh' is drawn by the bake; give a number to compute tones outside one")
-        ranges = ToneRanges(self.midi_min, self.midi_max, self.db_min, self.db_max, self.linear_f0)
+        levels = (self.db_min, self.db_max)
+        ranges = ToneRanges(self.midi_min, self.midi_max, *levels, self.linear_f0, self.linear_db)
         return drawn_tones(ranges, self.seed, start, stop)
 
     def _through_teacher(self, wave: NDArray[np.float64], f0_hz: NDArray[np.float64]) -> dict[str, Any]:
@@ -234,8 +242,9 @@ def _settle_with_config(recipe: SineTeacher) -> None:
     config = PAPER_CONFIGS[recipe.config]
     if recipe.teacher is None:
         raise _refused("config", f"{recipe.config} is {config}, whose weights come with --teacher FILE")
-    for name, unit in (("sample_rate", "Hz"), ("duration", "s")):
-        value, wanted = getattr(recipe, name), getattr(config, name)
+    duration_s = VALIDATION_DURATION_S if recipe.validation else config.duration
+    for name, wanted, unit in (("sample_rate", config.sample_rate, "Hz"), ("duration", duration_s, "s")):
+        value = getattr(recipe, name)
         if name in left_out:
             object.__setattr__(recipe, name, wanted)
         elif value != wanted:
@@ -297,6 +306,8 @@ def _check_training(recipe: SineTeacher) -> None:
         _check_level("db_min", recipe.db_min)
         if recipe.db_min > recipe.db_max:
             raise _refused("db_min", f"{recipe.db_min:g} is above db_max ({recipe.db_max:g})")
+    elif recipe.linear_db:
+        raise _refused("linear_db", "levels drawn in dB need a lowest one; give db_min, such as -60")
 
 
 def _check_validation(recipe: SineTeacher) -> None:

@@ -35,7 +35,8 @@ class Tones:
 class ToneRanges:
     """What training draws from: MIDI notes, levels in dB re amplitude 1 (no ``db_min``: from silence).
 
-    ``linear_f0``: uniform in Hz over the notes' range, not in notes.
+    ``linear_f0``: uniform in Hz over the notes' range, not in notes. ``linear_db``: uniform in dB, which
+    needs ``db_min``, not in amplitude.
     """
 
     midi_min: float
@@ -43,6 +44,7 @@ class ToneRanges:
     db_min: float | None
     db_max: float
     linear_f0: bool
+    linear_db: bool
 
 
 def uniforms(seed: int, stream: int, start: int, stop: int) -> NDArray[np.float64]:
@@ -64,8 +66,11 @@ def drawn_tones(ranges: ToneRanges, seed: int, start: int, stop: int) -> Tones:
     note, level, turn, _ = uniforms(seed, _TRAINING, start, stop).T
     low, high = ranges.midi_min, ranges.midi_max
     f0 = _hz(low) + (_hz(high) - _hz(low)) * note if ranges.linear_f0 else _hz(low + (high - low) * note)
-    quietest = 0.0 if ranges.db_min is None else _amplitude(ranges.db_min)
     # 1 - level is in (0, 1]: never silence, whose level in dB is no number
+    if ranges.linear_db and ranges.db_min is not None:
+        db = ranges.db_min + (ranges.db_max - ranges.db_min) * (1 - level)
+        return Tones(f0, _amplitude(db), 2 * np.pi * turn, db)
+    quietest = 0.0 if ranges.db_min is None else _amplitude(ranges.db_min)
     amplitude = quietest + (_amplitude(ranges.db_max) - quietest) * (1 - level)
     return Tones(f0, amplitude, 2 * np.pi * turn, 20 * np.log10(amplitude))
 
