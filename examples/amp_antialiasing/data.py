@@ -1,0 +1,115 @@
+"""Where the tones come from: a baked store, or the teacher itself in worker processes. The same numbers."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from recipes import Recipe, draw_weights
+from validation import LEVELS_DB
+
+import parbake
+from parbake.producers import SineTeacher
+
+FIELDS = ("x", "y", "f0")
+
+
+def baked(task: SineTeacher, path: Path, num_samples: int | None) -> parbake.Samples:
+    """The store of ``task`` at ``path``, baked first where it is missing or too small.
+
+    ``num_samples`` None: all that the store has. Raises StaleStoreError with every changed key.
+    """
+    try:
+        with parbake.open_store(path) as store:
+            stored = store.samples
+    except (parbake.StoreNotFoundError, parbake.UnfinishedStoreError):
+        stored = 0
+    if not task.validation:
+        task = replace(task, num_samples=num_samples or stored or task.num_samples)
+    if stored < len(task):
+        print(f"{path}: baking {len(task) - stored:,} tones", flush=True)
+    return parbake.bake(task, path)
+
+
+def training_task(teacher: Path | None, config: Any) -> SineTeacher:
+    return SineTeacher(teacher=teacher, config=config, target="bandlimited")
+
+
+def validation_task(training: SineTeacher) -> SineTeacher:
+    return replace(training, validation=True, levels_db=LEVELS_DB)
+
+
+class Draws(Iterable[int]):
+    """The tones of an epoch, whole batches of them, from batch ``batch`` on.
+
+    Their order is a function of the weights [tone], the seed and the epoch alone, so that a run resumes
+    anywhere. Equal weights: each tone once. Otherwise as many draws, by weight, with replacement.
+    """
+
+    def __init__(self, weights: NDArray[np.float64], batch_tones: int, seed: int) -> None:
+        self.epoch, self.batch = 0, 0
+        self._numbers = np.flatnonzero(weights)
+        self._weights, self._seed, self._batch_tones = weights[self._numbers], seed, batch_tones
+        if len(self._numbers) < batch_tones:
+            raise parbake.RecipeError(
+                f"only {len(self._numbers)} of {len(weights)} tones teach, fewer than a batch of "
+                f"{batch_tones}; more samples or a smaller batch are needed"
+            )
+
+    @property
+    def batches(self) -> int:
+        """Of a whole epoch."""
+        return len(self._numbers) // self._batch_tones
+
+    def __len__(self) -> int:
+        return (self.batches - self.batch) * self._batch_tones
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self._seed, self.epoch))
+        if np.ptp(self._weights) == 0:
+            drawn = rng.permutation(self._numbers)
+        else:
+            odds = self._weights / self._weights.sum()
+            drawn = rng.choice(self._numbers, len(self._numbers), p=odds)
+        first = self.batch * self._batch_tones
+        return iter(drawn[first : first + len(self)].tolist())
+
+
+def draws_of(samples: parbake.Samples, recipe: Recipe, seed: int) -> Draws:
+    """The draws of ``recipe`` among the tones of ``samples``."""
+    esr_s = None
+    if recipe.esr_s_power:
+        if not samples.is_stored:
+            print(f"the teacher runs over all {samples.samples:,} tones to tell which to draw", flush=True)
+        esr_s = samples["esr_s"][:]
+    weights = draw_weights(recipe, esr_s, samples["f0"][:], samples["dB"][:])
+    return Draws(weights, recipe.batch_tones, seed)
+
+
+def batches_of(samples: parbake.Samples, draws: Draws, batch_tones: int, workers: int) -> Iterable[Any]:
+    """Batches (x, y, f0); each iteration begins where ``draws`` says.
+
+    A thread is enough to read a store; ``workers`` processes run the teacher where there is none.
+    """
+    dataset = parbake.StoreDataset(samples, FIELDS, as_tuple=True)
+    if samples.is_stored:
+        return parbake.BatchLoader(dataset, batch_tones, sampler=draws)
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_tones,
+        sampler=draws,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_deaf,
+    )
+
+
+def _deaf(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; this one finishes its batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

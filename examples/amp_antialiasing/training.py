@@ -1,0 +1,306 @@
+"""A run: data, student, batches, reports, and what is left of it at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from checkpoint import Place, Run, load, save
+from data import Draws, baked, batches_of, draws_of, training_task, validation_task
+from figure import draw_spectrum
+from losses import between_harmonics, dc, esr, power, pre_emphasised
+from metrics import Metrics, row_of
+from options import Options
+from recipes import Recipe, recipe_for
+from students import State, Student, detached, save_student, student_of
+from torch import Tensor
+from validation import Scores, ValidationSet, read_validation, table
+
+import parbake
+from parbake.producers import SineTeacher
+
+REPORTS = 20  # over a run
+REPORT_NOTES = 11  # of each level in a report; before and after all are taken
+EARLY_SHARE, EARLY_S = 0.2, 180.0  # of the run, whichever comes first
+PROBED_SHARE = 0.05  # of the time to train, after which the number of steps is settled
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Training tones in their order, and what is validated on."""
+
+    task: SineTeacher
+    batches: Any
+    draws: Draws
+    validation: ValidationSet
+    identity: str  # of the tones
+
+
+def run(options: Options) -> bool:
+    """Trains as ``options`` say; False where Ctrl-C ended it before its end."""
+    torch.set_num_threads(options.threads)
+    task = training_task(options.teacher, options.config)
+    student = student_of(task.teacher_path)
+    recipe = _chosen(recipe_for(student.kind), options)
+    checkpoint = options.out / "checkpoint.pt"
+    if checkpoint.exists() != options.resume:
+        there = (
+            "holds a run; add --resume to go on with it" if checkpoint.exists() else "holds no run to resume"
+        )
+        raise parbake.RecipeError(f"{options.out}: {there}, or name another --out")
+    data = open_data(task, recipe, options)
+    identity = {"teacher": task.teacher_sha256[:12], "tones": data.identity, "seed": options.seed}
+    identity |= asdict(recipe)
+    state = Run(student, torch.optim.Adam(student.parameters(), recipe.lr), Place())
+    if options.resume:
+        load(state, identity, checkpoint)
+    options.out.mkdir(parents=True, exist_ok=True)
+    before = data.validation.teacher_scores()
+    print(f"{student.kind}, {data.identity}; the teacher: ESR-S {before.esr_s_mean:.2f} dB", flush=True)
+    shown = {name: str(value) for name, value in asdict(options).items()}
+    with Metrics(options.out, state.place.step, options.wandb, shown) as metrics, interruptions() as stopped:
+        done = fit(state, data, recipe, options, metrics, lambda: save(state, identity, checkpoint), stopped)
+    if done:
+        finish(state, data, before, options.out)
+    else:
+        print(
+            f"stopped after {state.place.step:,} steps; go on with the same command and --resume", flush=True
+        )
+    return done
+
+
+def _chosen(recipe: Recipe, options: Options) -> Recipe:
+    """The recipe with what the command line says otherwise."""
+    return replace(
+        recipe,
+        lr=recipe.lr if options.lr is None else options.lr,
+        batch_tones=recipe.batch_tones if options.batch_size is None else options.batch_size,
+    )
+
+
+def open_data(task: SineTeacher, recipe: Recipe, options: Options) -> Data:
+    """Stores, baked where they are missing; or the same numbers computed as they are asked for."""
+    validating = validation_task(task)
+    samples: parbake.Samples
+    if options.use_cached_data:
+        samples = baked(task, options.cached_train_path, options.num_samples)
+        to_validate = baked(validating, options.cached_val_path, None)
+    else:
+        samples = parbake.cached(
+            replace(task, num_samples=options.num_samples or task.num_samples), use_cache=False
+        )
+        to_validate = parbake.cached(validating, use_cache=False)
+        print("the teacher computes the validation tones", flush=True)
+    draws = draws_of(samples, recipe, options.seed)
+    batches = batches_of(samples, draws, recipe.batch_tones, options.workers)
+    validation = read_validation(to_validate, task.sample_rate, options.validation_tones)
+    return Data(task, batches, draws, validation, f"{samples.samples:,} tones {samples.digest[:12]}")
+
+
+@contextlib.contextmanager
+def interruptions() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C within: the function given says that it was pressed. A second one ends the program at once."""
+    pressed = []
+
+    def note(number: int, _: Any) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+        print("\nstopping after this batch", flush=True)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---- the loop
+
+
+def fit(
+    state: Run,
+    data: Data,
+    recipe: Recipe,
+    options: Options,
+    metrics: Metrics,
+    keep: Callable[[], None],
+    stopped: Callable[[], bool],
+) -> bool:
+    """Trains to the end of the run, which ``keep`` saves; False where ``stopped`` ended it before."""
+    few = data.validation.few(REPORT_NOTES)
+    if state.place.total_steps is None:
+        state.at(total_steps=_total_steps(state.place, data.draws, recipe, options))
+    since, waited_s, tones = state.place.trained_s, 0.0, 0
+    for batch, waiting_s in _batches(state, data):
+        began = time.perf_counter()
+        loss = train_batch(state, batch, recipe, data.task.sample_rate, options.seed)
+        place = state.place
+        waited_s, tones = waited_s + waiting_s, tones + len(batch[0])
+        state.at(
+            batch=place.batch + 1,
+            step=place.step + recipe.windows,
+            trained_s=place.trained_s + waiting_s + time.perf_counter() - began,
+            loss_sum=place.loss_sum + loss,
+            loss_steps=place.loss_steps + recipe.windows,
+        )
+        if state.place.total_steps is None:
+            state.at(total_steps=_total_steps(state.place, data.draws, recipe, options))
+        total, reports = state.place.total_steps, False
+        if total is not None:
+            reports = _part(state.place.step, total) != _part(place.step, total)
+            if state.early is None and _is_early(state.place, total):
+                state.early = data.validation.scores(state.student), state.place.trained_s
+        if reports:
+            place, scores = state.place, few.scores(state.student)
+            epoch = place.epoch + place.batch / data.draws.batches
+            took_s = max(place.trained_s - since, 1e-9)
+            rest = {
+                "tones_per_s": tones / took_s,
+                "waiting_share": waited_s / took_s,
+                "trained_s": place.trained_s,
+            }
+            metrics.report(row_of(place.step, epoch, place.loss_sum / place.loss_steps, scores, **rest))
+            since, waited_s, tones = place.trained_s, 0.0, 0
+            state.at(loss_sum=0.0, loss_steps=0)
+        if reports or stopped():
+            keep()
+        if stopped():
+            return False
+    return True
+
+
+def _batches(state: Run, data: Data) -> Iterator[tuple[Any, float]]:
+    """Batches from the run's place to its end, epoch after epoch, and the seconds waited for each."""
+    while state.place.total_steps is None or state.place.step < state.place.total_steps:
+        if state.place.batch == data.draws.batches:
+            state.at(epoch=state.place.epoch + 1, batch=0)
+        data.draws.epoch, data.draws.batch = state.place.epoch, state.place.batch
+        asked = time.perf_counter()
+        for batch in data.batches:
+            yield batch, time.perf_counter() - asked
+            if state.place.step == state.place.total_steps:
+                return
+            asked = time.perf_counter()
+
+
+def _total_steps(place: Place, draws: Draws, recipe: Recipe, options: Options) -> int | None:
+    """Optimiser steps of the run: by its epochs, or by the speed so far; None while that is not known."""
+    by_epochs = math.inf if options.epochs is None else options.epochs * draws.batches * recipe.windows
+    if options.minutes is None:
+        return int(by_epochs)
+    budget_s = options.minutes * 60
+    if place.trained_s < PROBED_SHARE * budget_s and place.step < by_epochs:
+        return None
+    batches = round(budget_s / place.trained_s * place.step / recipe.windows)
+    return int(min(by_epochs, max(batches * recipe.windows, place.step)))
+
+
+def _part(step: int, total_steps: int) -> int:
+    """Which report a step belongs to."""
+    return step * REPORTS // total_steps
+
+
+def _is_early(place: Place, total_steps: int) -> bool:
+    return place.step >= EARLY_SHARE * total_steps or place.trained_s >= EARLY_S
+
+
+def train_batch(state: Run, batch: Any, recipe: Recipe, sample_rate: float, seed: int) -> float:
+    """One step in each of the batch's windows; the sum of their losses.
+
+    ``batch``: x [tone, time, 1], y [tone, time_kept, 1], f0 [tone].
+    """
+    x, y, f0_hz = batch
+    target_power = power(pre_emphasised(y[:, :, 0]))
+    lead_in = x.shape[1] - y.shape[1]
+    span = recipe.windows * recipe.window_steps
+    rng = np.random.default_rng((seed, state.place.epoch, state.place.batch, 1))
+    start = int(rng.integers(recipe.settle_steps, y.shape[1] - span, endpoint=True))
+    carried = _warm(state.student, x[:, : lead_in + start], recipe.warm_steps)
+    total = 0.0
+    for number in range(recipe.windows):
+        for group in state.optimiser.param_groups:
+            group["lr"] = recipe.lr * _cosine(state.place, number)
+        window = slice(start + number * recipe.window_steps, start + (number + 1) * recipe.window_steps)
+        output, carried = state.student(x[:, lead_in + window.start : lead_in + window.stop], carried)
+        carried = detached(carried)
+        error = (output - y[:, window])[:, :, 0]
+        loss = loss_of(error, target_power, f0_hz, recipe, sample_rate)
+        state.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(state.student.parameters(), recipe.clip_norm)
+        state.optimiser.step()
+        total += loss.item()
+    return total
+
+
+def _warm(student: Student, x: Tensor, steps: int | None) -> State | None:
+    """The state after the last ``steps`` of x, or all of them."""
+    with torch.no_grad():
+        carried = None
+        for block in torch.split(x if steps is None else x[:, -steps:], 4096, dim=1):
+            _, carried = student(block, carried)
+    return carried
+
+
+def _cosine(place: Place, window: int) -> float:
+    """The share of the learning rate, from 1 to 0 over the run; 1 while its length is not known."""
+    if place.total_steps is None:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (place.step + window) / place.total_steps))
+
+
+def loss_of(error: Tensor, target_power: Tensor, f0_hz: Tensor, recipe: Recipe, sample_rate: float) -> Tensor:
+    """What a step makes smaller, of an error [tone, time]; see Recipe."""
+    emphasised = pre_emphasised(error)
+    ratio = recipe.esr_weight * esr(emphasised, target_power) + recipe.dc_weight * dc(
+        emphasised, target_power
+    )
+    if recipe.spectral_weight:
+        ratio = ratio + recipe.spectral_weight * between_harmonics(
+            emphasised, target_power, f0_hz, sample_rate
+        )
+    return recipe.log_weight * (ratio + recipe.floor).log().mean() + recipe.mean_weight * ratio.mean()
+
+
+# ---- the end
+
+
+def finish(state: Run, data: Data, before: Scores, out: Path) -> None:
+    """Student, table, results.json and figure."""
+    teacher = data.task.teacher_path
+    saved = out / f"student{teacher.suffix}"
+    save_student(state.student, teacher, saved)
+    after = data.validation.scores(state.student)
+    rows = [("teacher", before)]
+    if state.early is not None:
+        rows.append((f"student after {_duration(state.early[1])}", state.early[0]))
+    rows.append((f"student after {_duration(state.place.trained_s)}", after))
+    text = table(rows)
+    print(f"\n{text}\n", flush=True)
+    results: dict[str, Any] = {
+        "kind": state.student.kind,
+        "tones": data.identity,
+        "steps": state.place.step,
+        "trained_s": state.place.trained_s,
+        "validation_tones": len(data.validation.numbers),
+        "teacher": before.shown(),
+        "early": None if state.early is None else {**state.early[0].shown(), "trained_s": state.early[1]},
+        "student": after.shown(),
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    picture = out / "spectrum.png"
+    draw_spectrum(student_of(teacher), state.student, data.validation, picture)
+    print(f"student: {saved}\nspectrum: {picture}", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
