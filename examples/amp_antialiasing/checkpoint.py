@@ -29,7 +29,7 @@ class Place:
 
 @dataclass
 class Run:
-    """What changes while a run goes on. ``early``: the scores at a fifth of it, and the seconds until then."""
+    """What changes while a run goes on. ``early``: the scores at a fifth of it, and its seconds so far."""
 
     student: Student
     optimiser: torch.optim.Optimizer

@@ -32,16 +32,21 @@ def baked(task: SineTeacher, path: Path, num_samples: int | None) -> parbake.Sam
         stored = 0
     if not task.validation:
         task = replace(task, num_samples=num_samples or stored or task.num_samples)
-    if stored < len(task):
-        print(f"{path}: baking {len(task) - stored:,} tones", flush=True)
+    if stored >= len(task):
+        return parbake.open_store(path, expect=task)
+    if stored:
+        parbake.open_store(path, expect=replace(task, num_samples=stored)).close()
+    print(f"{path}: baking {len(task) - stored:,} tones", flush=True)
     return parbake.bake(task, path)
 
 
 def training_task(teacher: Path | None, config: Any) -> SineTeacher:
+    """Tones through ``teacher`` (None: the one that parbake brings along) and their alias-free targets."""
     return SineTeacher(teacher=teacher, config=config, target="bandlimited")
 
 
 def validation_task(training: SineTeacher) -> SineTeacher:
+    """The notes of a piano at each of LEVELS_DB through the same teacher."""
     return replace(training, validation=True, levels_db=LEVELS_DB)
 
 

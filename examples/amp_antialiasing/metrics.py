@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,8 +114,7 @@ def _wandb(folder: Path, options: Mapping[str, Any]) -> Any:
     if importlib.util.find_spec("wandb") is None:
         print("--wandb: the package wandb is not installed; metrics.csv has it all", flush=True)
         return None
-    import wandb
-
+    wandb = importlib.import_module("wandb")
     name = str(folder.resolve().name)
     return wandb.init(
         project="amp-antialiasing", name=name, id=name, resume="allow", dir=str(folder), config=dict(options)

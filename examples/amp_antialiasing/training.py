@@ -12,17 +12,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from checkpoint import Place, Run, load, save
 from data import Draws, baked, batches_of, draws_of, training_task, validation_task
 from figure import draw_spectrum
-from losses import between_harmonics, dc, esr, power, pre_emphasised
 from metrics import Metrics, row_of
 from options import Options
 from recipes import Recipe, recipe_for
-from students import State, Student, detached, save_student, student_of
-from torch import Tensor
+from students import save_student, student_of
+from teaching import train_batch
 from validation import Scores, ValidationSet, read_validation, table
 
 import parbake
@@ -51,6 +49,8 @@ def run(options: Options) -> bool:
     task = training_task(options.teacher, options.config)
     student = student_of(task.teacher_path)
     recipe = _chosen(recipe_for(student.kind), options)
+    if recipe.settle_steps + recipe.windows * recipe.window_steps > round(task.sample_rate):
+        raise parbake.RecipeError("recipes.py: a batch's windows do not fit into the second that is kept")
     checkpoint = options.out / "checkpoint.pt"
     if checkpoint.exists() != options.resume:
         there = (
@@ -211,64 +211,6 @@ def _part(step: int, total_steps: int) -> int:
 
 def _is_early(place: Place, total_steps: int) -> bool:
     return place.step >= EARLY_SHARE * total_steps or place.trained_s >= EARLY_S
-
-
-def train_batch(state: Run, batch: Any, recipe: Recipe, sample_rate: float, seed: int) -> float:
-    """One step in each of the batch's windows; the sum of their losses.
-
-    ``batch``: x [tone, time, 1], y [tone, time_kept, 1], f0 [tone].
-    """
-    x, y, f0_hz = batch
-    target_power = power(pre_emphasised(y[:, :, 0]))
-    lead_in = x.shape[1] - y.shape[1]
-    span = recipe.windows * recipe.window_steps
-    rng = np.random.default_rng((seed, state.place.epoch, state.place.batch, 1))
-    start = int(rng.integers(recipe.settle_steps, y.shape[1] - span, endpoint=True))
-    carried = _warm(state.student, x[:, : lead_in + start], recipe.warm_steps)
-    total = 0.0
-    for number in range(recipe.windows):
-        for group in state.optimiser.param_groups:
-            group["lr"] = recipe.lr * _cosine(state.place, number)
-        window = slice(start + number * recipe.window_steps, start + (number + 1) * recipe.window_steps)
-        output, carried = state.student(x[:, lead_in + window.start : lead_in + window.stop], carried)
-        carried = detached(carried)
-        error = (output - y[:, window])[:, :, 0]
-        loss = loss_of(error, target_power, f0_hz, recipe, sample_rate)
-        state.optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(state.student.parameters(), recipe.clip_norm)
-        state.optimiser.step()
-        total += loss.item()
-    return total
-
-
-def _warm(student: Student, x: Tensor, steps: int | None) -> State | None:
-    """The state after the last ``steps`` of x, or all of them."""
-    with torch.no_grad():
-        carried = None
-        for block in torch.split(x if steps is None else x[:, -steps:], 4096, dim=1):
-            _, carried = student(block, carried)
-    return carried
-
-
-def _cosine(place: Place, window: int) -> float:
-    """The share of the learning rate, from 1 to 0 over the run; 1 while its length is not known."""
-    if place.total_steps is None:
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (place.step + window) / place.total_steps))
-
-
-def loss_of(error: Tensor, target_power: Tensor, f0_hz: Tensor, recipe: Recipe, sample_rate: float) -> Tensor:
-    """What a step makes smaller, of an error [tone, time]; see Recipe."""
-    emphasised = pre_emphasised(error)
-    ratio = recipe.esr_weight * esr(emphasised, target_power) + recipe.dc_weight * dc(
-        emphasised, target_power
-    )
-    if recipe.spectral_weight:
-        ratio = ratio + recipe.spectral_weight * between_harmonics(
-            emphasised, target_power, f0_hz, sample_rate
-        )
-    return recipe.log_weight * (ratio + recipe.floor).log().mean() + recipe.mean_weight * ratio.mean()
 
 
 # ---- the end

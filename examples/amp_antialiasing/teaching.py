@@ -1,0 +1,74 @@
+"""What one batch of tones teaches: truncated back-propagation through time, window by window."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from checkpoint import Place, Run
+from losses import between_harmonics, dc, esr, power, pre_emphasised
+from recipes import Recipe
+from students import State, Student, detached
+from torch import Tensor
+
+_WARM_BLOCK_STEPS = 4096  # at once, without gradients: megabytes
+
+
+def train_batch(state: Run, batch: Any, recipe: Recipe, sample_rate: float, seed: int) -> float:
+    """One step in each of the batch's windows; the sum of their losses.
+
+    ``batch``: x [tone, time, 1], y [tone, time_kept, 1], f0 [tone].
+    """
+    x, y, f0_hz = batch
+    target_power = power(pre_emphasised(y[:, :, 0]))
+    lead_in = x.shape[1] - y.shape[1]
+    span = recipe.windows * recipe.window_steps
+    rng = np.random.default_rng((seed, state.place.epoch, state.place.batch, 1))
+    start = int(rng.integers(recipe.settle_steps, y.shape[1] - span, endpoint=True))
+    carried = _warm(state.student, x[:, : lead_in + start], recipe.warm_steps)
+    total = 0.0
+    for number in range(recipe.windows):
+        for group in state.optimiser.param_groups:
+            group["lr"] = recipe.lr * _cosine(state.place, number)
+        window = slice(start + number * recipe.window_steps, start + (number + 1) * recipe.window_steps)
+        output, carried = state.student(x[:, lead_in + window.start : lead_in + window.stop], carried)
+        carried = detached(carried)
+        error = (output - y[:, window])[:, :, 0]
+        loss = loss_of(error, target_power, f0_hz, recipe, sample_rate)
+        state.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(state.student.parameters(), recipe.clip_norm)
+        state.optimiser.step()
+        total += loss.item()
+    return total
+
+
+def _warm(student: Student, x: Tensor, steps: int | None) -> State | None:
+    """The state after the last ``steps`` of x, or all of them."""
+    with torch.no_grad():
+        carried = None
+        for block in torch.split(x if steps is None else x[:, -steps:], _WARM_BLOCK_STEPS, dim=1):
+            _, carried = student(block, carried)
+    return carried
+
+
+def _cosine(place: Place, window: int) -> float:
+    """The share of the learning rate, from 1 to 0 over the run; 1 while its length is not known."""
+    if place.total_steps is None:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (place.step + window) / place.total_steps))
+
+
+def loss_of(error: Tensor, target_power: Tensor, f0_hz: Tensor, recipe: Recipe, sample_rate: float) -> Tensor:
+    """What a step makes smaller, of an error [tone, time]; see Recipe."""
+    emphasised = pre_emphasised(error)
+    ratio = recipe.esr_weight * esr(emphasised, target_power) + recipe.dc_weight * dc(
+        emphasised, target_power
+    )
+    if recipe.spectral_weight:
+        ratio = ratio + recipe.spectral_weight * between_harmonics(
+            emphasised, target_power, f0_hz, sample_rate
+        )
+    return recipe.log_weight * (ratio + recipe.floor).log().mean() + recipe.mean_weight * ratio.mean()

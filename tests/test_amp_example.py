@@ -1,0 +1,457 @@
+"""The example that teaches an amp model not to alias: its promises, on networks of a few weights."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import lfilter
+
+import parbake
+from parbake.producers import SineTeacher
+from parbake.producers.audio.amp_models import load_amp_model
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "amp_antialiasing"
+NAMES = sorted(path.stem for path in EXAMPLE.glob("*.py"))
+TONES, BATCH, WINDOWS = 16, 3, 3
+RATE = 44_100
+
+
+# ---- the example's modules, and a small teacher with its stores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules() -> Iterator[None]:
+    """Its modules by their plain names, as its folder has them; other examples have some of the same."""
+    hidden = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
+    sys.path.insert(0, str(EXAMPLE))
+    yield
+    sys.path.remove(str(EXAMPLE))
+    for name in NAMES:
+        sys.modules.pop(name, None)
+    sys.modules.update(hidden)
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WaveNet of two channels that distorts: fast, since it needs no loop over time."""
+    layer = {
+        "input_size": 1,
+        "condition_size": 1,
+        "head_size": 1,
+        "channels": 2,
+        "kernel_size": 2,
+        "dilations": [1, 4],
+        "activation": "Tanh",
+        "gated": False,
+        "head_bias": False,
+    }
+    count = 2 + 2 * (2 * 2 * 2 + 2 + 2 + 2 * 2 + 2) + 2 + 1
+    weights = np.random.default_rng(5).uniform(-1, 1, count)
+    weights[:2] *= 6
+    model = {
+        "version": "0.5.4",
+        "architecture": "WaveNet",
+        "config": {"layers": [layer], "head": None, "head_scale": 1.0},
+        "weights": [*weights[:-1].tolist(), 1.0],
+        "sample_rate": float(RATE),
+    }
+    path = tmp_path_factory.mktemp("teacher") / "tiny.nam"
+    path.write_text(json.dumps(model))
+    return path
+
+
+@pytest.fixture(scope="session")
+def stores(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two stores of ``teacher``, baked as the README says."""
+    folder = tmp_path_factory.mktemp("stores")
+    training = SineTeacher(teacher=teacher, target="bandlimited", num_samples=TONES)
+    parbake.bake(training, folder / "train.zarr", progress=False).close()
+    validation = replace(training, validation=True, levels_db=(-36.0, -18.0, -6.0))
+    parbake.bake(validation, folder / "val.zarr", progress=False).close()
+    return folder
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of a few short windows."""
+    recipes = module("recipes")
+    for family, recipe in recipes.RECIPES.items():
+        changed = replace(
+            recipe, windows=WINDOWS, window_steps=256, batch_tones=BATCH, spectral_weight=0.1, warm_steps=None
+        )
+        monkeypatch.setitem(recipes.RECIPES, family, changed)
+
+
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def train(teacher: Path, stores: Path, tmp_path: Path, short: None) -> Train:
+    """Runs train.py's main in this process on the small teacher, from the stores; more options after."""
+
+    def run(out: str, *more: str, cached: bool = True) -> int:
+        command = ["--teacher", str(teacher), "--epochs", "2", "--validation-tones", "1"]
+        command += ["--out", str(tmp_path / out), "--threads", "1"]
+        if cached:
+            command += ["--use-cached-data", "--cached-train-path", str(stores / "train.zarr")]
+            command += ["--cached-val-path", str(stores / "val.zarr")]
+        else:
+            command += ["--num-samples", str(TONES), "--workers", "0"]
+        code: int = module("train").main([*command, *more])
+        return code
+
+    return run
+
+
+def student_weights(out: Path) -> list[float]:
+    weights: list[float] = json.loads((out / "student.nam").read_text())["weights"]
+    return weights
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def repeatable(out: Path) -> list[dict[str, str]]:
+    """What of the reports does not depend on the clock."""
+    clocked = ("tones_per_s", "waiting_share", "trained_s")
+    return [{name: value for name, value in row.items() if name not in clocked} for row in rows(out)]
+
+
+# ---- losses
+
+
+def test_pre_emphasis_is_the_filter_of_its_coefficients() -> None:
+    signal_ = np.random.default_rng(0).standard_normal((3, 50))
+    wanted = lfilter([1.0, 0.85], [1.0], signal_)
+    np.testing.assert_allclose(module("losses").pre_emphasised(torch.from_numpy(signal_)), wanted, atol=1e-12)
+
+
+def test_esr_and_dc_are_ratios_of_energies() -> None:
+    losses = module("losses")
+    rng = np.random.default_rng(1)
+    error, target = rng.standard_normal((2, 3, 64)) + 0.5
+    power = losses.power(torch.from_numpy(target))
+    esr, dc = (f(torch.from_numpy(error), power) for f in (losses.esr, losses.dc))
+    np.testing.assert_allclose(esr, (error**2).sum(1) / (target**2).sum(1))
+    np.testing.assert_allclose(dc, error.mean(1) ** 2 / (target**2).mean(1))
+
+
+def test_between_the_harmonics_only_aliases_count() -> None:
+    f0_hz, steps = torch.tensor([2000.0, 2000.0, 2000.0, 40.0]), 4096
+    time_s = torch.arange(steps, dtype=torch.float64) / RATE
+
+    def sine(frequency_hz: float) -> torch.Tensor:
+        return torch.sin(2 * math.pi * frequency_hz * time_s + 0.3)
+
+    harmonics = sine(2000) + 0.5 * sine(6000) + 0.2
+    alias = 0.1 * sine(4100 + RATE / steps / 3)
+    error = torch.stack([harmonics, alias, harmonics + alias, alias])
+    losses = module("losses")
+    found = losses.between_harmonics(error, torch.full((4,), 2.0, dtype=torch.float64), f0_hz.double(), RATE)
+    power = 0.1**2 / 2 / 2
+    np.testing.assert_allclose(found[1], power, rtol=1e-3)
+    np.testing.assert_allclose(found[2], power, rtol=0.03)
+    assert found[0] < 3e-4 * losses.power(harmonics) / 2  # side lobes
+    assert found[3] == 0  # harmonics of 40 Hz leave no room between them
+
+
+# ---- which tones, in which order
+
+
+def test_only_tones_that_can_be_learnt_are_drawn() -> None:
+    recipes = module("recipes")
+    recipe = replace(recipes.RECIPES["LSTM"], f0_max_hz=4300.0, db_min=-45.0, esr_s_power=0.5)
+    f0_hz, level_db = np.array([100.0, 4200.0, 5000.0, 100.0]), np.array([-3.0, -44.0, -3.0, -46.0])
+    esr_s = np.array([0.04, 0.01, 1.0, 1.0])
+    np.testing.assert_allclose(recipes.draw_weights(recipe, esr_s, f0_hz, level_db), [0.2, 0.1, 0, 0])
+
+
+@pytest.mark.parametrize("weights", [np.array([1.0, 0, 1, 1, 1, 1, 1, 0]), np.arange(8.0)])
+def test_an_epoch_is_resumed_at_any_batch(weights: np.ndarray) -> None:
+    draws = module("data").Draws(weights, 2, seed=1)
+    epochs = []
+    for epoch in range(3):
+        draws.epoch, draws.batch = epoch, 0
+        whole = list(draws)
+        for batch in range(draws.batches + 1):
+            draws.batch = batch
+            assert list(draws) == whole[2 * batch :]
+            assert len(draws) == len(list(draws))
+        assert all(weights[whole] > 0)
+        epochs.append(tuple(whole))
+    assert len(set(epochs)) == 3
+    if np.ptp(weights[weights > 0]) == 0:
+        assert all(len(set(whole)) == len(whole) == 6 for whole in epochs)
+
+
+def test_too_few_tones_are_refused() -> None:
+    with pytest.raises(parbake.RecipeError, match="only 1 of 2 tones teach, fewer than a batch of 2"):
+        module("data").Draws(np.array([1.0, 0.0]), 2, 0)
+
+
+# ---- runs
+
+
+def test_a_run_leaves_all_that_it_says(
+    train: Train, teacher: Path, stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("run") == 0
+    out, printed = tmp_path / "run", capsys.readouterr().out
+    reports = rows(out)
+    epoch_batches = 2 * (int(json.loads((out / "results.json").read_text())["steps"]) // (2 * WINDOWS))
+    assert [int(row["step"]) for row in reports] == [WINDOWS * (n + 1) for n in range(epoch_batches)]
+    assert all(math.isfinite(float(value)) for row in reports for value in row.values())
+    assert float(reports[-1]["epoch"]) == 2.0
+
+    results = json.loads((out / "results.json").read_text())
+    esr_s = parbake.open_store(stores / "val.zarr")["esr_s"][:].reshape(3, 88)[:, 0]
+    np.testing.assert_allclose(results["teacher"]["esr_s_db_of_levels"], 10 * np.log10(esr_s))
+    assert results["early"]["trained_s"] <= results["trained_s"]
+    assert results["early"]["esr_s_db"] != results["student"]["esr_s_db"]
+    assert f"{results['student']['esr_s_db']:.2f}" in printed
+    assert f"{results['teacher']['esr_s_db']:.2f}" in printed
+
+    picture = (out / "spectrum.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert struct.unpack(">II", picture[16:24]) == (1600, 1040)
+
+    # the student's file is a teacher, and says what the student says
+    students = module("students")
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, 300, 1))).float()
+    student = students.student_of(teacher)
+    student.load_state_dict(torch.load(out / "checkpoint.pt", weights_only=True)["student"])
+    played = load_amp_model(out / "student.nam").module("float32", "cpu")(x)
+    torch.testing.assert_close(played, student(x)[0].detach(), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(played, students.student_of(teacher)(x)[0], atol=1e-5)
+
+
+def test_cached_or_on_the_fly_the_numbers_are_the_same(train: Train, tmp_path: Path) -> None:
+    assert train("cached") == 0
+    assert train("computed", cached=False) == 0
+    assert repeatable(tmp_path / "cached") == repeatable(tmp_path / "computed")
+    assert student_weights(tmp_path / "cached") == student_weights(tmp_path / "computed")
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "on the fly"])
+def test_a_run_stopped_in_mid_epoch_ends_with_the_same_weights(
+    cached: bool,
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train("whole", cached=cached) == 0
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            module("teaching"), "loss_of", _interrupting(module("teaching").loss_of, 2 * WINDOWS + 2)
+        )
+        assert train("parts", cached=cached) == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert f"stopped after {3 * WINDOWS} steps; go on with" in capsys.readouterr().out
+    assert not (tmp_path / "parts" / "student.nam").exists()
+    assert train("parts", "--resume", cached=cached) == 0
+    assert student_weights(tmp_path / "parts") == student_weights(tmp_path / "whole")
+    assert repeatable(tmp_path / "parts") == repeatable(tmp_path / "whole")
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("parts", "whole")]
+    assert results[0]["student"] == results[1]["student"]
+    assert results[0]["early"]["esr_s_db"] == results[1]["early"]["esr_s_db"]
+
+
+def _interrupting(function: Callable[..., Any], call: int) -> Callable[..., Any]:
+    """``function``, with Ctrl-C during a call of that number."""
+    calls = []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return function(*arguments)
+
+    return counted
+
+
+def test_rows_after_the_checkpoint_are_written_once(train: Train, tmp_path: Path) -> None:
+    """As after a kill between a report and its checkpoint, in the middle of a row."""
+    metrics, validation = module("metrics"), module("validation")
+    scores = validation.Scores((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    rest = {"tones_per_s": 1.0, "waiting_share": 0.0, "trained_s": 2.0}
+    with metrics.Metrics(tmp_path, 0, False, {}) as begun:
+        for step in (1, 2, 3):
+            begun.report(metrics.row_of(step, 0.5, 0.1, scores, **rest))
+    text = (tmp_path / "metrics.csv").read_text()
+    (tmp_path / "metrics.csv").write_text(text[:-20])
+    with metrics.Metrics(tmp_path, 2, False, {}) as resumed:
+        resumed.report(metrics.row_of(3, 0.5, 0.1, scores, **rest))
+    assert (tmp_path / "metrics.csv").read_text() == text
+
+
+def test_a_checkpoint_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = module("checkpoint")
+    network = torch.nn.Linear(1, 1)
+    run = checkpoint.Run(network, torch.optim.Adam(network.parameters()), checkpoint.Place(step=1))
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(run, {"seed": 0}, path)
+    run.at(step=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "fsync", _full_disk)
+        with pytest.raises(OSError, match="no space"):
+            checkpoint.save(run, {"seed": 0}, path)
+    checkpoint.load(run, {"seed": 0}, path)
+    assert run.place.step == 1
+    with pytest.raises(parbake.RecipeError, match=r"of another run \(seed: 0 -> 1\)"):
+        checkpoint.load(run, {"seed": 1}, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(parbake.ParbakeError, match="no checkpoint that can be read"):
+        checkpoint.load(run, {"seed": 0}, path)
+
+
+def _full_disk(_: int) -> None:
+    raise OSError("no space")
+
+
+# ---- a user's mistakes: one line
+
+
+def refusal(code: int, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The exit code, and the only line on stderr."""
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: error: ")
+    return code, line
+
+
+def test_a_stale_store_is_refused_with_its_keys(
+    train: Train, stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = refusal(train("run", "--cached-val-path", str(stores / "train.zarr")), capsys)
+    assert code == 1
+    assert "train.zarr: stale: db_max: 0.0 -> (absent)" in line
+    other = tmp_path / "other.json"
+    other.write_bytes(SineTeacher().teacher_path.read_bytes())
+    code, line = refusal(train("run", "--teacher", str(other)), capsys)
+    assert code == 1
+    assert "field 'y': teacher.sha256: " in line
+
+
+def test_mistakes_are_told_in_one_line(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = refusal(train("none", "--resume"), capsys)
+    assert code == 2
+    assert "none: holds no run to resume" in line
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").touch()
+    code, line = refusal(train("run"), capsys)
+    assert code == 2
+    assert "run: holds a run; add --resume" in line
+    code, line = refusal(train("new", "--teacher", "absent.json"), capsys)
+    assert code == 1
+    assert "absent.json: no such teacher file" in line
+    code, line = refusal(train("new", "--batch-size", "17"), capsys)
+    assert code == 2
+    assert "fewer than a batch of 17" in line
+    assert refusal(train("new", "--config", "0"), capsys)[0] == 2  # a WaveNet where config 0 is an LSTM
+
+
+def test_options_are_known_with_hyphens_and_underscores() -> None:
+    parsed = module("options").parsed
+    guide = ["--config", "0", "--use_cached_data", "--cached_train_path=a_b.zarr", "--cached_val_path", "c_d"]
+    options = parsed(guide, None)
+    assert options == parsed([guide[0], guide[1], *(_hyphened(word) for word in guide[2:])], None)
+    assert (options.cached_train_path, options.cached_val_path) == (Path("a_b.zarr"), Path("c_d"))
+    assert options.minutes == 25
+    for wrong in ("--epochs=0", "--minutes=-1", "--minutes=inf", "--config=8", "--workers=-1", "--lr=x"):
+        with pytest.raises(SystemExit, match="2"):
+            parsed([wrong], None)
+
+
+def _hyphened(word: str) -> str:
+    name, *value = word.split("=")
+    return "=".join([name.replace("_", "-"), *value]) if word.startswith("--") else word
+
+
+# ---- where reports go
+
+
+def test_reports_reach_tensorboard_and_wandb_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics, validation = module("metrics"), module("validation")
+    board, logged = _Recorder(), _Recorder()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", _module(SummaryWriter=lambda *_, **__: board))
+    monkeypatch.setitem(sys.modules, "wandb", _module(init=lambda **_: logged))
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: name)
+    scores = validation.Scores((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    with metrics.Metrics(tmp_path, 0, True, {}) as reports:
+        reports.report(
+            metrics.row_of(7, 0.5, 0.1, scores, tones_per_s=1.0, waiting_share=0.25, trained_s=2.0)
+        )
+    assert ("esr_s_db", 2.0, 7) in board.calls
+    assert ("error_db_at_-6", 6.0, 7) in board.calls
+    assert logged.calls[0][0]["waiting_share"] == 0.25
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    with metrics.Metrics(tmp_path, 0, True, {}):
+        pass
+    assert capsys.readouterr().out.count("wandb is not installed") == 1
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def add_scalar(self, *arguments: Any) -> None:
+        self.calls.append(arguments)
+
+    def log(self, values: Any, step: int) -> None:
+        self.calls.append((values, step))
+
+    def close(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def _module(**content: Any) -> ModuleType:
+    made = ModuleType("made")
+    made.__dict__.update(content)
+    return made
+
+
+# ---- as it is typed
+
+
+def test_it_runs_on_the_built_in_teacher_from_a_shell(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLE / "train.py"), "--num_samples", "5", "--batch-size", "2"]
+    command += ["--epochs", "1", "--validation-tones", "1", "--workers", "1", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "LSTM 12" in done.stdout
+    assert load_amp_model(tmp_path / "run" / "student.json").kind == "LSTM 12"
+
+
+def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(EXAMPLE)!r}); import train; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
