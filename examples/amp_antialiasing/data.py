@@ -40,14 +40,17 @@ def baked(task: SineTeacher, path: Path, num_samples: int | None) -> parbake.Sam
     return parbake.bake(task, path)
 
 
-def training_task(teacher: Path | None, config: Any) -> SineTeacher:
-    """Tones through ``teacher`` (None: the one that parbake brings along) and their alias-free targets."""
-    return SineTeacher(teacher=teacher, config=config, target="bandlimited")
+def tasks(teacher: Path | None, config: Any) -> tuple[SineTeacher, SineTeacher]:
+    """Tones through ``teacher`` (None: the one that parbake brings along) and their alias-free targets.
 
-
-def validation_task(training: SineTeacher) -> SineTeacher:
-    """The notes of a piano at each of LEVELS_DB through the same teacher."""
-    return replace(training, validation=True, levels_db=LEVELS_DB)
+    Drawn ones to train on, and the notes of a piano at each of LEVELS_DB.
+    """
+    training = SineTeacher(teacher=teacher, config=config, target="bandlimited")
+    # made anew: the training tones of some set-ups are shorter
+    validation = SineTeacher(
+        teacher=teacher, config=config, target="bandlimited", validation=True, levels_db=LEVELS_DB
+    )
+    return training, validation
 
 
 class Draws(Iterable[int]):

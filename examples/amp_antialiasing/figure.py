@@ -10,12 +10,14 @@ from scipy.signal.windows import chebwin
 from students import Student
 from validation import LEVELS_DB, NOTES, ValidationSet, last_second
 
+from parbake.producers.audio.bandlimited import alias_ratio, band_limited
+
 # the colours of parbake's own figures: of Okabe and Ito, told apart by colour-blind readers
 BLUE, VERMILION, INK, FAINT = "#0072b2", "#d55e00", "#222222", "#8a8a8a"
 LEVEL = 1  # -18 dB
 LOWEST_NOTE, HIGHEST_NOTE = 90, 100  # MIDI; where aliases are many and harmonics far apart
 FIRST_NOTE = 21  # of the validation set
-FLOOR_DB = -120.0
+FLOOR_DB = -100.0
 SIDE_LOBES_DB = 140.0
 
 
@@ -47,14 +49,18 @@ def draw_spectrum(before: Student, after: Student, validation: ValidationSet, pa
         (("before: the teacher", before), ("after: the student", after)),
         strict=True,
     ):
-        output = last_second(student, validation.x[row : row + 1], validation.y.shape[1])[0].numpy()
+        y = last_second(student, validation.x[row : row + 1], validation.y.shape[1])
+        aliases = float(alias_ratio(y, band_limited(y, np.array([f0_hz]), rate_hz)))
+        output = y[0].numpy()
         level = spectrum_db(output)
         frequency_hz = np.fft.rfftfreq(len(output), 1 / rate_hz)
         at = np.round(harmonics_hz * len(output) / rate_hz).astype(np.int64)
         axes.plot(frequency_hz / 1000, level, color=VERMILION, linewidth=0.7, label="aliases")
         axes.plot(harmonics_hz / 1000, level[at], "o", color=BLUE, markersize=4, label="harmonics")
         axes.vlines(harmonics_hz / 1000, FLOOR_DB, level[at], color=BLUE, linewidth=1.2)
-        axes.set_title(title, loc="left", fontsize=9.5, color=INK)
+        axes.set_title(
+            f"{title}, aliases at {10 * np.log10(aliases):.1f} dB", loc="left", fontsize=9.5, color=INK
+        )
         axes.set_ylabel("level (dB)", fontsize=9, color=INK)
         axes.set(xlim=(0, rate_hz / 2000), ylim=(FLOOR_DB, 5))
         axes.tick_params(labelsize=8, labelcolor=INK, color=FAINT, length=3)

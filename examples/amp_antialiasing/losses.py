@@ -49,7 +49,6 @@ def between_harmonics(error: Tensor, target_power: Tensor, f0_hz: Tensor, sample
     window = torch.hann_window(steps, dtype=error.dtype, device=error.device)
     energy = torch.fft.rfft(error * window).abs().square()
     twice = torch.full_like(energy[0], 2.0)  # a line stands for its mirror image too
-    twice[0] = 1.0
     if steps % 2 == 0:
         twice[-1] = 1.0
     frequency_hz = torch.arange(energy.shape[-1], device=error.device) * (sample_rate / steps)

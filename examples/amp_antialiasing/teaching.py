@@ -24,14 +24,12 @@ def train_batch(state: Run, batch: Any, recipe: Recipe, sample_rate: float, seed
     x, y, f0_hz = batch
     target_power = power(pre_emphasised(y[:, :, 0]))
     lead_in = x.shape[1] - y.shape[1]
-    span = recipe.windows * recipe.window_steps
-    rng = np.random.default_rng((seed, state.place.epoch, state.place.batch, 1))
-    start = int(rng.integers(recipe.settle_steps, y.shape[1] - span, endpoint=True))
+    start = first_window(recipe, y.shape[1], seed, state.place)
     carried = _warm(state.student, x[:, : lead_in + start], recipe.warm_steps)
     total = 0.0
     for number in range(recipe.windows):
         for group in state.optimiser.param_groups:
-            group["lr"] = recipe.lr * _cosine(state.place, number)
+            group["lr"] = recipe.lr * lr_share(state.place, number)
         window = slice(start + number * recipe.window_steps, start + (number + 1) * recipe.window_steps)
         output, carried = state.student(x[:, lead_in + window.start : lead_in + window.stop], carried)
         carried = detached(carried)
@@ -54,8 +52,18 @@ def _warm(student: Student, x: Tensor, steps: int | None) -> State | None:
     return carried
 
 
-def _cosine(place: Place, window: int) -> float:
-    """The share of the learning rate, from 1 to 0 over the run; 1 while its length is not known."""
+def first_window(recipe: Recipe, kept_steps: int, seed: int, place: Place) -> int:
+    """Where in the kept second the windows of the batch at ``place`` begin: a function of these alone."""
+    rng = np.random.default_rng((seed, place.epoch, place.batch, 1))
+    last = kept_steps - recipe.windows * recipe.window_steps
+    return int(rng.integers(recipe.settle_steps, last, endpoint=True))
+
+
+def lr_share(place: Place, window: int) -> float:
+    """The share of the learning rate in a window of the batch at ``place``.
+
+    From 1 to 0 over the run, along half a cosine; 1 while its length is not known.
+    """
     if place.total_steps is None:
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (place.step + window) / place.total_steps))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from checkpoint import Place, Run, load, save
-from data import Draws, baked, batches_of, draws_of, training_task, validation_task
+from data import Draws, baked, batches_of, draws_of, tasks
 from figure import draw_spectrum
 from metrics import Metrics, row_of
 from options import Options
@@ -46,7 +46,7 @@ class Data:
 def run(options: Options) -> bool:
     """Trains as ``options`` say; False where Ctrl-C ended it before its end."""
     torch.set_num_threads(options.threads)
-    task = training_task(options.teacher, options.config)
+    task, validating = tasks(options.teacher, options.config)
     student = student_of(task.teacher_path)
     recipe = _chosen(recipe_for(student.kind), options)
     if recipe.settle_steps + recipe.windows * recipe.window_steps > round(task.sample_rate):
@@ -57,7 +57,7 @@ def run(options: Options) -> bool:
             "holds a run; add --resume to go on with it" if checkpoint.exists() else "holds no run to resume"
         )
         raise parbake.RecipeError(f"{options.out}: {there}, or name another --out")
-    data = open_data(task, recipe, options)
+    data = open_data(task, validating, recipe, options)
     identity = {"teacher": task.teacher_sha256[:12], "tones": data.identity, "seed": options.seed}
     identity |= asdict(recipe)
     state = Run(student, torch.optim.Adam(student.parameters(), recipe.lr), Place())
@@ -87,9 +87,8 @@ def _chosen(recipe: Recipe, options: Options) -> Recipe:
     )
 
 
-def open_data(task: SineTeacher, recipe: Recipe, options: Options) -> Data:
+def open_data(task: SineTeacher, validating: SineTeacher, recipe: Recipe, options: Options) -> Data:
     """Stores, baked where they are missing; or the same numbers computed as they are asked for."""
-    validating = validation_task(task)
     samples: parbake.Samples
     if options.use_cached_data:
         samples = baked(task, options.cached_train_path, options.num_samples)
