@@ -172,6 +172,12 @@ MEMORY = {
 }  # fmt: skip
 
 
+def test_teachers_that_were_not_at_hand_are_named() -> None:
+    both = page.TEXTS["disk"]({"tones": [TONES, TONES | {"teacher": "TCN"}]})
+    assert "at hand" not in both
+    assert "Not at hand where this was measured: the paper's TCN." in page.TEXTS["disk"]({"tones": [TONES]})
+
+
 def test_growth_of_memory_is_said() -> None:
     said = page.TEXTS["memory"](MEMORY)
     assert "10 times the samples take 10 (list in RAM) and 1 (BatchLoader) times the private memory." in said
@@ -201,7 +207,7 @@ def test_ways_that_train_on_other_batches_are_refused() -> None:
 
 
 def test_waiting_is_told_from_computing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two seconds a batch that a clock of ours counts, one is the step's."""
+    """Of the four seconds a batch that a clock of ours counts, one is the step's."""
     now = [0.0]
     monkeypatch.setattr(epoch.time, "perf_counter", lambda: now[0])
 

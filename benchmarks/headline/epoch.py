@@ -51,7 +51,7 @@ QUICK = Scale(4, 2, 256, 1, {"free": 0, "fine-tuning": 1})
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over rounds. ``waited``: the share of the loop, after its first batch, in which it waits."""
+    """Medians over rounds. ``waited``: the share of the epoch in which the loop waits for a batch."""
 
     teacher: str
     student: str
@@ -119,18 +119,16 @@ class Epoch:
 
 
 def run_epoch(batches: Iterable[Batch], step: Step) -> Epoch:
-    """One pass. Seconds count everything; waiting counts from the second batch on."""
-    began = time.perf_counter()
-    source, losses, waited = iter(batches), [], 0.0
-    losses.append(step(next(source)))
-    first = asked = time.perf_counter()
-    for batch in source:
+    """One pass, its beginning and its first batch counted in."""
+    losses, waited = [], 0.0
+    began = asked = time.perf_counter()
+    for batch in batches:
         waited += time.perf_counter() - asked
         losses.append(step(batch))
         asked = time.perf_counter()
-    waited += time.perf_counter() - asked
     ended = time.perf_counter()
-    return Epoch(ended - began, waited / (ended - first), statistics.fmean(losses))
+    waited += ended - asked
+    return Epoch(ended - began, waited / (ended - began), statistics.fmean(losses))
 
 
 def free(batch: Batch) -> float:

@@ -53,7 +53,7 @@ in float64, one tone at a time. *Cached* are the same tones from a store, throug
 or through a plain DataLoader with {workers} workers. Batches of {batch}, in the same order; all ways
 must give the same loss, or nothing is written. y is the alias-free target (`--target bandlimited`), on
 the fly too. The training process has one torch thread in all ways, and workers are started before.
-{rounds} rounds; waiting is counted from the second batch on.
+Rounds: {rounds}. Waiting counts from the epoch's beginning, the first batch included.
 
 Students start as copies of their teacher. A batch is a start of at most {warm_up:,} steps without
 gradients (TCN: {context:,}), then an optimiser step for each window of {window:,} steps. The *free*

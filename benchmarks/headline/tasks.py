@@ -50,7 +50,8 @@ def tasks(quick: bool) -> tuple[Task, ...]:
 
 def absence(names: Iterable[str]) -> str:
     """What the page says where a teacher of the paper is not among ``names``; empty where none is missing."""
-    missing = [name for name in PAPER if name not in set(names)]
+    found = set(names)
+    missing = [name for name in PAPER if name not in found]
     if not missing:
         return ""
     return f"Not at hand where this was measured: the paper's {' and '.join(missing)}."
