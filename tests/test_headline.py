@@ -207,7 +207,7 @@ def test_ways_that_train_on_other_batches_are_refused() -> None:
 
 
 def test_waiting_is_told_from_computing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the four seconds a batch that a clock of ours counts, one is the step's."""
+    """By a clock that counts three seconds for a batch and one for the step."""
     now = [0.0]
     monkeypatch.setattr(epoch.time, "perf_counter", lambda: now[0])
 
@@ -215,10 +215,15 @@ def test_waiting_is_told_from_computing(monkeypatch: pytest.MonkeyPatch) -> None
         now[0] += seconds
         return seconds
 
-    batches = ((torch.zeros(1),) for _ in range(5) if pass_time(3.0))
-    found = epoch.run_epoch(batches, lambda _: pass_time(1.0))
-    assert found.seconds == 5 * 4.0
-    assert found.waited == pytest.approx(3 / 4)
+    def batches() -> Iterator[tuple[torch.Tensor, ...]]:
+        for _ in range(5):
+            pass_time(3.0)
+            yield (torch.zeros(1),)
+        pass_time(2.0)  # until it is told that there is no more
+
+    found = epoch.run_epoch(batches(), lambda _: pass_time(1.0))
+    assert found.seconds == 5 * 4.0 + 2.0
+    assert found.waited == pytest.approx(17 / 22)
 
 
 def test_scipy_gives_alike_in_both_readings_of_the_guide() -> None:

@@ -82,7 +82,7 @@ class Kept:
 
 
 def measure(folder: Path, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
-    samples = 4 if quick else 128
+    samples = 2 if quick else 128
     found = []
     for task in tasks(quick):
         tell(f"disk: {task.name}: {samples} tones")

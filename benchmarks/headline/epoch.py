@@ -46,7 +46,7 @@ class Scale:
 
 
 FULL = Scale(96, 16, 2_048, 3, {"free": 0, "light": 1, "fine-tuning": 4})
-QUICK = Scale(4, 2, 256, 1, {"free": 0, "fine-tuning": 1})
+QUICK = Scale(2, 1, 256, 1, {"free": 0, "fine-tuning": 1})
 
 
 @dataclass(frozen=True)
