@@ -1,0 +1,1 @@
+"""The guides' headline numbers, measured: see ``bench_headline.py``."""

@@ -1,0 +1,128 @@
+"""Bytes a sample on disk: the guide's pickle of float64 tensors, and stores of the same tones."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import parbake
+from headline.tasks import Task, tasks
+
+FIELDS = ("x", "y", "f0", "dB")  # of a tuple of the guide's cache
+PROJECTED = (1_600, 10_000, 50_000, 100_000)  # the guide's table
+GUIDE_TABLE = ("80 MB", "500 MB", "2.5 GB", "5 GB")
+GUIDE_NBYTES = 50_000  # a sample, as the guide says
+TORCH_SAVE, PICKLE = "torch.save, float64", "pickle of arrays, float64"
+STORES = {  # name: dtype, codec, suffix
+    "Zarr raw, float64": ("float64", "raw", ".zarr"),
+    "Zarr lz4, float64": ("float64", "lz4", ".zarr"),
+    "Zarr raw": ("float32", "raw", ".zarr"),
+    "Zarr lz4": ("float32", "lz4", ".zarr"),
+    "Zarr zstd": ("float32", "zstd", ".zarr"),
+    "HDF5 raw": ("float32", "raw", ".h5"),
+    "HDF5 lz4": ("float32", "lz4", ".h5"),
+    "HDF5 zstd": ("float32", "zstd", ".h5"),
+}
+
+Arrays = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Tones:
+    """What one teacher's caches take; ``nbytes`` by name, a sample; ``steps``: of x and of y each."""
+
+    teacher: str
+    samples: int
+    steps: int
+    sample_rate_hz: float
+    nbytes: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    tones: tuple[Tones, ...]
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Result:
+        return cls(tuple(Tones(**tones) for tones in stored["tones"]))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A producer of what is at hand: ``arrays`` float64 [sample, ...], signals stored as ``dtype``."""
+
+    arrays: Arrays
+    dtype: str
+    name = "kept"
+    version = 1
+
+    def schema(self) -> Mapping[str, parbake.Field]:
+        steps = self.arrays["x"].shape[1]
+        signal = parbake.Field((steps, 1), self.dtype, ("time", "channel"))
+        scalar = parbake.Field((), "float64", ())
+        return {name: signal if name in ("x", "y") else scalar for name in FIELDS}
+
+    def invalidation_keys(self) -> Mapping[str, object]:
+        return {}  # these stores are measured and thrown away
+
+    def __len__(self) -> int:
+        return len(self.arrays["x"])
+
+    def produce(self, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
+        dtypes = {name: field.dtype for name, field in self.schema().items()}
+        return {name: self.arrays[name][start:stop].astype(dtypes[name]) for name in fields}
+
+
+def measure(folder: Path, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+    samples = 2 if quick else 128
+    found = []
+    for task in tasks(quick):
+        tell(f"disk: {task.name}: {samples} tones")
+        producer = task.producer(samples, "teacher", "float64")
+        batches = [producer.produce(i, min(i + 64, samples), FIELDS) for i in range(0, samples, 64)]
+        arrays = {name: np.concatenate([np.asarray(batch[name]) for batch in batches]) for name in FIELDS}
+        nbytes = {name: count / samples for name, count in _pickled(folder, arrays).items()}
+        for name, (dtype, codec, suffix) in STORES.items():
+            tell(f"disk: {task.name}: {name}")
+            nbytes[name] = _stored(folder / f"kept{suffix}", Kept(arrays, dtype), codec) / samples
+        found.append(_tones(task, producer.sample_rate, arrays, nbytes))
+    return asdict(Result(tuple(found)))
+
+
+def _tones(task: Task, sample_rate_hz: float, arrays: Arrays, nbytes: dict[str, float]) -> Tones:
+    samples, steps = arrays["x"].shape[:2]
+    return Tones(task.name, samples, steps, sample_rate_hz, nbytes)
+
+
+def _pickled(folder: Path, arrays: Arrays) -> dict[str, int]:
+    """Bytes of a list of tuples, as the guide's cached_train.pt; and of the same as NumPy arrays."""
+    samples = [tuple(arrays[name][i] for name in FIELDS) for i in range(len(arrays["x"]))]
+    tensors = [tuple(torch.tensor(part) for part in sample) for sample in samples]
+    torch.save(tensors, folder / "cached.pt")
+    (folder / "cached.pkl").write_bytes(pickle.dumps(samples))
+    sizes = {
+        way: (folder / f"cached.{end}").stat().st_size for way, end in ((TORCH_SAVE, "pt"), (PICKLE, "pkl"))
+    }
+    for end in ("pt", "pkl"):
+        (folder / f"cached.{end}").unlink()
+    return sizes
+
+
+def _stored(path: Path, producer: Kept, codec: str) -> int:
+    """Bytes of a whole store, metadata and checksums included."""
+    parbake.bake(producer, path, codec=codec, progress=False).close()
+    if path.is_file():
+        nbytes = path.stat().st_size
+        path.unlink()
+    else:
+        nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        shutil.rmtree(path)
+    return nbytes

@@ -1,0 +1,272 @@
+"""Seconds of an epoch: the teacher in worker processes, as the guide's original, against a baked store."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import parbake
+from headline.tasks import Task, tasks
+from parbake.producers import SineTeacher
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "amp_antialiasing"))
+from students import Student, detached, student_of
+
+FIELDS = ("x", "y", "f0", "dB")
+ON_THE_FLY, BATCH_LOADER, DATA_LOADER = "on the fly", "BatchLoader", "DataLoader"
+WARM_UP_STEPS, CONTEXT_STEPS = 16_000, 8_192  # of an LSTM, of a WaveNet: as in the example
+FREE_PASSES = 10  # epochs of a store that cost nothing else are too short to time one
+TOLERANCE = 1e-3  # between the losses of two ways; a batch's width changes the last bits
+
+Batch = Sequence[Tensor]
+Step = Callable[[Batch], float]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``windows``: optimiser steps a batch, by the student's name; 0: it costs nothing."""
+
+    tones: int
+    batch: int
+    window_steps: int
+    rounds: int
+    windows: dict[str, int]
+
+
+FULL = Scale(96, 16, 2_048, 3, {"free": 0, "light": 1, "fine-tuning": 4})
+QUICK = Scale(2, 1, 256, 1, {"free": 0, "fine-tuning": 1})
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians over rounds. ``waited``: the share of the epoch in which the loop waits for a batch."""
+
+    teacher: str
+    student: str
+    way: str
+    epoch_s: float
+    waited: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """``bake_s``: seconds of baking the store, by teacher; ``workers``: processes of each DataLoader."""
+
+    scale: Scale
+    workers: int
+    bake_s: dict[str, float]
+    tone_s: dict[str, float]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Result:
+        rows = tuple(Row(**row) for row in stored["rows"])
+        return cls(**stored | {"scale": Scale(**stored["scale"]), "rows": rows})
+
+    def row(self, teacher: str, student: str, way: str) -> Row:
+        return next(r for r in self.rows if (r.teacher, r.student, r.way) == (teacher, student, way))
+
+
+# ---- what an epoch is
+
+
+class OneTone(Dataset[tuple[Tensor, ...]]):
+    """The guide's original: each sample is computed when it is asked for, one tone at a time, in float64."""
+
+    def __init__(self, producer: SineTeacher) -> None:
+        self.producer = producer
+
+    def __len__(self) -> int:
+        return len(self.producer)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
+        sample = self.producer.produce(i, i + 1, FIELDS)
+        return tuple(torch.as_tensor(sample[name])[0] for name in FIELDS)
+
+
+class Order:
+    """The sampler that all ways share; ``numbers`` is set before each epoch."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """``loss``: mean over batches, to compare ways by."""
+
+    seconds: float
+    waited: float
+    loss: float
+
+
+def run_epoch(batches: Iterable[Batch], step: Step) -> Epoch:
+    """One pass, its beginning and its first batch counted in."""
+    losses, waited = [], 0.0
+    began = asked = time.perf_counter()
+    for batch in batches:
+        waited += time.perf_counter() - asked
+        losses.append(step(batch))
+        asked = time.perf_counter()
+    ended = time.perf_counter()
+    waited += ended - asked
+    return Epoch(ended - began, waited / (ended - began), statistics.fmean(losses))
+
+
+def free(batch: Batch) -> float:
+    """Touches all of x and y."""
+    return float(batch[0].square().sum() + batch[1].square().sum())
+
+
+def fine_tuning(student: Student, windows: int, window_steps: int) -> Step:
+    """One optimiser step for each window behind a start without gradients, as in the example."""
+    optimizer = torch.optim.Adam(student.parameters(), 1e-4)
+    lead = WARM_UP_STEPS if student.kind.startswith("LSTM") else CONTEXT_STEPS
+
+    def step(batch: Batch) -> float:
+        x, y = batch[:2]
+        cut = x.shape[1] - y.shape[1]  # y may be the last second of x alone
+        start = max(cut, min(WARM_UP_STEPS, x.shape[1] - windows * window_steps))
+        losses = []
+        with torch.no_grad():
+            _, state = student(x[:, max(0, start - lead) : start])
+        for at in range(start, start + windows * window_steps, window_steps):
+            output, state = student(x[:, at : at + window_steps], detached(state))
+            loss = (output - y[:, at - cut : at - cut + window_steps]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.item())
+        return statistics.fmean(losses)
+
+    return step
+
+
+# ---- measuring
+
+
+def measure(folder: Path, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Seconds of epochs, all ways in turn within each round, on one torch thread beside the workers."""
+    scale = QUICK if quick else FULL
+    workers = len(os.sched_getaffinity(0))
+    bake_s, tone_s, rows = {}, {}, []
+    with _one_thread():
+        for task in tasks(quick):
+            producer = task.producer(scale.tones, "bandlimited")
+            path = folder / f"{task.name}.zarr"
+            tell(f"epoch: {task.name}: baking {scale.tones} tones")
+            tone_s[task.name] = (
+                _seconds(lambda p=producer: [p.produce(i, i + 1, FIELDS) for i in range(2)]) / 2
+            )
+            bake_s[task.name] = _seconds(
+                lambda p=producer, to=path: parbake.bake(p, to, progress=False).close()
+            )
+            rows += _rows(task, producer, path, scale, workers, tell)
+    return asdict(Result(scale, workers, bake_s, tone_s, tuple(rows)))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rows(
+    task: Task, producer: SineTeacher, path: Path, scale: Scale, workers: int, tell: Callable[[str], None]
+) -> list[Row]:
+    order = Order()
+    plain: dict[str, Any] = {
+        "batch_size": scale.batch,
+        "sampler": order,
+        "num_workers": workers,
+        "persistent_workers": True,
+    }
+    dataset = parbake.StoreDataset(path, FIELDS, as_tuple=True)
+    with dataset.store, parbake.BatchLoader(dataset, scale.batch, sampler=order) as threads:
+        ways: dict[str, Iterable[Batch]] = {  # processes first: they are forked before there are threads
+            ON_THE_FLY: DataLoader(OneTone(producer), **plain),
+            DATA_LOADER: DataLoader(dataset, **plain),
+            BATCH_LOADER: threads,
+        }
+        order.numbers = list(range(scale.batch))
+        for batches in ways.values():  # starts them
+            run_epoch(batches, free)
+        taken = _taken(task.name, producer, ways, order, scale, tell)
+    return [
+        Row(
+            task.name,
+            student,
+            way,
+            statistics.median(e.seconds for e in epochs),
+            statistics.median(e.waited for e in epochs),
+        )
+        for (student, way), epochs in taken.items()
+    ]
+
+
+def _taken(
+    teacher: str,
+    producer: SineTeacher,
+    ways: dict[str, Iterable[Batch]],
+    order: Order,
+    scale: Scale,
+    tell: Callable[[str], None],
+) -> dict[tuple[str, str], list[Epoch]]:
+    """An epoch of each round, by student and way."""
+    taken: dict[tuple[str, str], list[Epoch]] = {}
+    for number in range(scale.rounds):
+        order.numbers = np.random.default_rng(number).permutation(scale.tones).tolist()
+        for student, windows in scale.windows.items():
+            tell(f"epoch: {teacher}: {student} student, round {number + 1} of {scale.rounds}")
+            for way, batches in ways.items():
+                passes = FREE_PASSES if windows == 0 and way != ON_THE_FLY else 1
+                found = [
+                    run_epoch(batches, _step(producer, windows, scale.window_steps)) for _ in range(passes)
+                ]
+                taken.setdefault((student, way), []).append(_middle(found))
+            check_alike(teacher, {way: taken[student, way][-1].loss for way in ways})
+    return taken
+
+
+def _step(producer: SineTeacher, windows: int, window_steps: int) -> Step:
+    """Every epoch begins with the same student."""
+    return fine_tuning(student_of(producer.teacher_path), windows, window_steps) if windows else free
+
+
+def _middle(epochs: Sequence[Epoch]) -> Epoch:
+    return sorted(epochs, key=lambda epoch: epoch.seconds)[len(epochs) // 2]
+
+
+def check_alike(teacher: str, losses: dict[str, float]) -> None:
+    """Same batches in the same order give the same losses. Raises RuntimeError."""
+    for way, loss in losses.items():
+        if not np.isclose(loss, losses[ON_THE_FLY], rtol=TOLERANCE):
+            raise RuntimeError(f"{teacher}: {way} gave loss {loss}, {ON_THE_FLY} gave {losses[ON_THE_FLY]}")
