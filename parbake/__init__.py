@@ -5,24 +5,34 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what the names are, for type checkers; kept in step with _HOMES by a test
-    from parbake.loaders.batch_loader import BatchLoader  # noqa: F401
-    from parbake.loaders.block_shuffle import BlockShuffle  # noqa: F401
-    from parbake.loaders.dataset import StoreDataset  # noqa: F401
-    from parbake.producers.bake import bake, repair  # noqa: F401
-    from parbake.producers.cached import cached  # noqa: F401
-    from parbake.producers.computed import ComputedStore  # noqa: F401
-    from parbake.producers.convert import convert  # noqa: F401
-    from parbake.producers.dry_run import DryRun, dry_run  # noqa: F401
-    from parbake.producers.executors import process_pool  # noqa: F401
-    from parbake.producers.function import from_function  # noqa: F401
-    from parbake.producers.reporting import Progress  # noqa: F401
-    from parbake.store.concatenated import Concatenated, concatenated  # noqa: F401
-    from parbake.store.keys import Change, Freshness, Keys, Producer  # noqa: F401
-    from parbake.store.layout import Coord, Field  # noqa: F401
-    from parbake.store.samples import FieldArray, Samples  # noqa: F401
-    from parbake.store.store import Store, open_store  # noqa: F401
-    from parbake.store.verify import Damage, VerifyReport  # noqa: F401
+if TYPE_CHECKING:  # for type checkers, kept in step with _HOMES by a test; "as" says that it is given on
+    from parbake.loaders.batch_loader import BatchLoader as BatchLoader
+    from parbake.loaders.block_shuffle import BlockShuffle as BlockShuffle
+    from parbake.loaders.dataset import StoreDataset as StoreDataset
+    from parbake.producers.bake import bake as bake
+    from parbake.producers.bake import repair as repair
+    from parbake.producers.cached import cached as cached
+    from parbake.producers.computed import ComputedStore as ComputedStore
+    from parbake.producers.convert import convert as convert
+    from parbake.producers.dry_run import DryRun as DryRun
+    from parbake.producers.dry_run import dry_run as dry_run
+    from parbake.producers.executors import process_pool as process_pool
+    from parbake.producers.function import from_function as from_function
+    from parbake.producers.reporting import Progress as Progress
+    from parbake.store.concatenated import Concatenated as Concatenated
+    from parbake.store.concatenated import concatenated as concatenated
+    from parbake.store.keys import Change as Change
+    from parbake.store.keys import Freshness as Freshness
+    from parbake.store.keys import Keys as Keys
+    from parbake.store.keys import Producer as Producer
+    from parbake.store.layout import Coord as Coord
+    from parbake.store.layout import Field as Field
+    from parbake.store.samples import FieldArray as FieldArray
+    from parbake.store.samples import Samples as Samples
+    from parbake.store.store import Store as Store
+    from parbake.store.store import open_store as open_store
+    from parbake.store.verify import Damage as Damage
+    from parbake.store.verify import VerifyReport as VerifyReport
 
 __version__ = "0.1.0"
 
