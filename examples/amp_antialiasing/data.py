@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from recipes import Recipe, draw_weights
+from recipes import Recipe
 from validation import LEVELS_DB
 
 import parbake
 from parbake.producers import SineTeacher
 
 FIELDS = ("x", "y", "f0")
+# Drawn for training: notes a little beyond those of a piano, and levels uniform in dB. Uniform amplitudes, as
+# the paper draws them, leave one tone in ten below -20 dB, and a student is judged down to -36 dB.
+MIDI_MAX, DB_MIN = 108.5, -42.0
 
 
 def baked(task: SineTeacher, path: Path, num_samples: int | None) -> parbake.Samples:
@@ -45,7 +48,14 @@ def tasks(teacher: Path | None, config: Any) -> tuple[SineTeacher, SineTeacher]:
 
     Drawn ones to train on, and the notes of a piano at each of LEVELS_DB.
     """
-    training = SineTeacher(teacher=teacher, config=config, target="bandlimited")
+    training = SineTeacher(
+        teacher=teacher,
+        config=config,
+        target="bandlimited",
+        midi_max=MIDI_MAX,
+        db_min=DB_MIN,
+        linear_db=True,
+    )
     # made anew: the training tones of some set-ups are shorter
     validation = SineTeacher(
         teacher=teacher, config=config, target="bandlimited", validation=True, levels_db=LEVELS_DB
@@ -54,50 +64,33 @@ def tasks(teacher: Path | None, config: Any) -> tuple[SineTeacher, SineTeacher]:
 
 
 class Draws(Iterable[int]):
-    """The tones of an epoch, whole batches of them, from batch ``batch`` on.
+    """The tones of an epoch, in whole batches from batch ``batch`` on: as many draws as there are tones.
 
-    Their order is a function of the weights [tone], the seed and the epoch alone, so that a run resumes
-    anywhere. Equal weights: each tone once. Otherwise as many draws, by weight, with replacement.
+    They are a function of the weights [tone], the seed and the epoch alone, so that a run resumes anywhere.
     """
 
     def __init__(self, weights: NDArray[np.float64], batch_tones: int, seed: int) -> None:
         self.epoch, self.batch = 0, 0
-        self._numbers = np.flatnonzero(weights)
-        self._weights, self._seed, self._batch_tones = weights[self._numbers], seed, batch_tones
-        if len(self._numbers) < batch_tones:
+        self.batches = len(weights) // batch_tones  # of a whole epoch
+        self._odds, self._seed, self._batch_tones = weights / weights.sum(), seed, batch_tones
+        if not self.batches:
             raise parbake.RecipeError(
-                f"only {len(self._numbers)} of {len(weights)} tones teach, fewer than a batch of "
-                f"{batch_tones}; more samples or a smaller batch are needed"
+                f"{len(weights)} tones are fewer than a batch of {batch_tones}; "
+                "more samples or a smaller batch are needed"
             )
-
-    @property
-    def batches(self) -> int:
-        """Of a whole epoch."""
-        return len(self._numbers) // self._batch_tones
 
     def __len__(self) -> int:
         return (self.batches - self.batch) * self._batch_tones
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self._seed, self.epoch))
-        if np.ptp(self._weights) == 0:
-            drawn = rng.permutation(self._numbers)
-        else:
-            odds = self._weights / self._weights.sum()
-            drawn = rng.choice(self._numbers, len(self._numbers), p=odds)
-        first = self.batch * self._batch_tones
-        return iter(drawn[first : first + len(self)].tolist())
+        drawn = rng.choice(len(self._odds), self.batches * self._batch_tones, p=self._odds)
+        return iter(drawn[self.batch * self._batch_tones :].tolist())
 
 
 def draws_of(samples: parbake.Samples, recipe: Recipe, seed: int) -> Draws:
     """The draws of ``recipe`` among the tones of ``samples``."""
-    esr_s = None
-    if recipe.esr_s_power:
-        if not samples.is_stored:
-            print(f"the teacher runs over all {samples.samples:,} tones to tell which to draw", flush=True)
-        esr_s = samples["esr_s"][:]
-    weights = draw_weights(recipe, esr_s, samples["f0"][:], samples["dB"][:])
-    return Draws(weights, recipe.batch_tones, seed)
+    return Draws(samples["f0"][:] ** recipe.f0_power, recipe.batch_tones, seed)
 
 
 def batches_of(samples: parbake.Samples, draws: Draws, batch_tones: int, workers: int) -> Iterable[Any]:

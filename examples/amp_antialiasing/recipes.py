@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-Reals = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -28,39 +23,21 @@ class Recipe:
     settle_steps: int
     warm_steps: int | None = None  # run before it, without gradients; None: the tone from its start
     clip_norm: float = 1.0  # of the gradient
-    # a tone's ratio is the weighted sum of these, each over the energy of its target
+    # a tone's ratio is the weighted sum of these, each over the energy of its target; the loss is the mean
+    # of its square root: the mean itself is that of a few tones, its logarithm gives the worst of them up
     esr_weight: float = 1.0
     dc_weight: float = 1.0
     spectral_weight: float = 0.0  # error between the harmonics: what aliases are
-    # loss = log_weight mean(log(ratio + floor)) + mean_weight mean(ratio): the logarithm makes every tone
-    # count alike, the mean keeps the worst from being given up
-    log_weight: float = 1.0
-    mean_weight: float = 20.0
-    floor: float = 1e-5
-    # which tones teach
-    f0_max_hz: float = 4300.0  # above, two or three harmonics are all there is to learn
-    db_min: float = -45.0
-    esr_s_power: float = 0.0  # tones are drawn by this power of their alias ratio; 0: all alike
+    floor: float = 1e-6  # of the ratio: the root has a slope there
+    f0_power: float = 0.5  # tones are drawn by this power of their frequency: high ones alias more
 
 
 RECIPES: Mapping[str, Recipe] = {
     "LSTM": Recipe(lr=1e-3, batch_tones=32, window_steps=1024, windows=16, settle_steps=7000),
     "WaveNet": Recipe(
-        lr=1e-3, batch_tones=8, window_steps=8192, windows=2, settle_steps=6000, warm_steps=8192
+        lr=1e-3, batch_tones=16, window_steps=2048, windows=8, settle_steps=6000, warm_steps=8192
     ),
 }
-
-
-def draw_weights(recipe: Recipe, esr_s: Reals | None, f0_hz: Reals, level_db: Reals) -> Reals:
-    """How likely each tone is drawn, [tone], up to a factor; 0: never.
-
-    ``esr_s``: the teacher's alias ratio of each tone, asked for only where ``esr_s_power`` is not 0.
-    """
-    teaches = (f0_hz <= recipe.f0_max_hz) & (level_db >= recipe.db_min)
-    weights = np.where(teaches, 1.0, 0.0)
-    if recipe.esr_s_power and esr_s is not None:
-        weights *= np.nan_to_num(esr_s, nan=0.0) ** recipe.esr_s_power
-    return weights
 
 
 def recipe_for(kind: str) -> Recipe:

@@ -22,7 +22,7 @@ def train_batch(state: Run, batch: Any, recipe: Recipe, sample_rate: float, seed
     ``batch``: x [tone, time, 1], y [tone, time_kept, 1], f0 [tone].
     """
     x, y, f0_hz = batch
-    target_power = power(pre_emphasised(y[:, :, 0]))
+    target_power = power(pre_emphasised(y[:, :, 0], sample_rate))
     lead_in = x.shape[1] - y.shape[1]
     start = first_window(recipe, y.shape[1], seed, state.place)
     carried = _warm(state.student, x[:, : lead_in + start], recipe.warm_steps)
@@ -71,12 +71,8 @@ def lr_share(place: Place, window: int) -> float:
 
 def loss_of(error: Tensor, target_power: Tensor, f0_hz: Tensor, recipe: Recipe, sample_rate: float) -> Tensor:
     """What a step makes smaller, of an error [tone, time]; see Recipe."""
-    emphasised = pre_emphasised(error)
-    ratio = recipe.esr_weight * esr(emphasised, target_power) + recipe.dc_weight * dc(
-        emphasised, target_power
-    )
+    heard = pre_emphasised(error, sample_rate)
+    ratio = recipe.esr_weight * esr(heard, target_power) + recipe.dc_weight * dc(heard, target_power)
     if recipe.spectral_weight:
-        ratio = ratio + recipe.spectral_weight * between_harmonics(
-            emphasised, target_power, f0_hz, sample_rate
-        )
-    return recipe.log_weight * (ratio + recipe.floor).log().mean() + recipe.mean_weight * ratio.mean()
+        ratio = ratio + recipe.spectral_weight * between_harmonics(error, target_power, f0_hz, sample_rate)
+    return (ratio + recipe.floor).sqrt().mean()
