@@ -33,7 +33,9 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "LSTM": Recipe(lr=1e-3, batch_tones=32, window_steps=1024, windows=16, settle_steps=7000),
+    "LSTM": Recipe(
+        lr=1e-3, batch_tones=32, window_steps=1024, windows=16, settle_steps=7000, spectral_weight=0.3
+    ),
     "WaveNet": Recipe(
         lr=1e-3, batch_tones=16, window_steps=2048, windows=8, settle_steps=6000, warm_steps=8192
     ),
