@@ -55,7 +55,8 @@ def draw(
 ) -> None:
     """Maps of one channel: interpolated and fine, and the errors of both ways to predict.
 
-    For triangles and quadrilaterals. ``names``: of the channel, and of the model. Raises ImportError without matplotlib.
+    For triangles and quadrilaterals. ``names``: of the channel, and of the model. Raises ImportError
+    without matplotlib.
     """
     from matplotlib.figure import Figure
     from matplotlib.tri import Triangulation

@@ -50,9 +50,7 @@ class Stretches:
     def of(cls, steps: int) -> Stretches:
         first, second = round(TRAINED * steps), round(CHOSEN * steps)
         if not 1 <= first < second < steps:
-            raise MistakeError(
-                f"{steps} steps are too few to train on some and test on others; give at least 10"
-            )
+            raise MistakeError(f"{steps} steps are too few to train on some and test on others: give 10")
         return cls(range(first), range(first, second), range(second, steps))
 
 
@@ -78,18 +76,14 @@ def series_of(data: Data, resolution: str) -> Path | MeshSeries:
         _check_known(resolution, flow.resolutions(), "the generated flow")
         return flow.generated(resolution)
     if not data.dir.is_dir():
-        raise MistakeError(
-            f"data.dir: no folder {data.dir}; name one with meshes, or null for a generated flow"
-        )
+        raise MistakeError(f"data.dir: no folder {data.dir}; null stands for a generated flow")
     files = sorted(file for file in data.dir.iterdir() if not file.name.startswith("."))
     if not files:
         raise MistakeError(f"data.dir: no meshes in {data.dir}")
     _check_known(resolution, sorted({file.stem for file in files}), str(data.dir))
     fitting = [file for file in files if file.stem == resolution]
     if len(fitting) > 1:
-        raise MistakeError(
-            f"{data.dir}: {' and '.join(f.name for f in fitting)} are both called {resolution}"
-        )
+        raise MistakeError(f"{data.dir}: {', '.join(f.name for f in fitting)} are all called {resolution}")
     return fitting[0]
 
 
@@ -157,7 +151,7 @@ def network_for(pair: MeshPair, config: Config) -> nn.Module:
         return models.MLP(mesh.points, channels, width=sizes.width, layers=sizes.layers)
     if not mesh.cells:
         raise MistakeError(
-            f"{config.data.target_resolution} is a cloud of points, without edges; use kind: mlp"
+            f"{config.data.target_resolution} has points but no cells, so no edges; use kind: mlp"
         )
     return models.MessagePassing(mesh.points, mesh.cells, channels, width=sizes.width, layers=sizes.layers)
 
