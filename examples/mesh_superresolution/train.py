@@ -94,18 +94,18 @@ def _check_known(resolution: str, known: Any, where: str) -> None:
 
 def store_of(pair: MeshPair, data: Data) -> tuple[Samples, bool, float]:
     """The interpolated pair, whether it had to be baked, and the seconds that it took to have it."""
-    progress: list[parbake.Progress] = []
+    told: list[float] = []  # seconds at which a line was said; none where nothing is baked
 
     def tell(now: parbake.Progress) -> None:
-        progress.append(now)
         if now.notice:
-            print(f"note: {now.notice}")
-        elif now.finished or now.seconds > 5 * len(progress):
+            print(f"note: {now.notice}", flush=True)
+        elif now.finished or not told or now.seconds > told[-1] + 5:
+            told.append(now.seconds)
             print(f"baking: {now.samples_done} of {now.samples_total} steps, {now.seconds:.1f} s", flush=True)
 
     began = time.perf_counter()
     store = parbake.cached(pair, data.cache_dir, use_cache=data.use_cache, progress=tell)
-    return store, bool(progress), time.perf_counter() - began
+    return store, bool(told), time.perf_counter() - began
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +238,7 @@ def run(config: Config) -> dict[str, Any]:
     how = (
         "baked" if baked else "opened" if config.data.use_cache else "no cache: each step computed when read,"
     )
-    print(f"{how} in {seconds:.2f} s: {store.path}")
+    print(f"{how} in {seconds:.2f} s: {store.path}", flush=True)
 
     # of the training steps alone: not even two numbers a channel of the others reach the network
     seen = store.first(len(parts.train))
