@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+PROGRAMS := $(sort $(dir $(wildcard examples/*/train.py)))
 BENCHMARKS := $(sort $(filter-out %/bench_headline.py,$(wildcard benchmarks/bench_*.py)))
 
 .PHONY: demo test lint docs bench headline peers clean
@@ -28,6 +29,7 @@ lint: .venv/complete
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@for folder in $(PROGRAMS); do echo "mypy $$folder"; MYPYPATH=$$folder $(BIN)/mypy $$folder || exit 1; done
 
 docs: .venv/complete
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site

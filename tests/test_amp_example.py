@@ -303,7 +303,7 @@ def test_a_run_leaves_all_that_it_says(
     assert float(reports[-1]["esr_s_db"]) == results["student"]["esr_s_db"]
     picture = (out / "spectrum.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
-    assert struct.unpack(">II", picture[16:24]) == (1600, 1040)
+    assert struct.unpack(">II", picture[16:24]) == (2000, 760)
 
     # the student's file is a teacher, and says what the student says
     students = module("students")

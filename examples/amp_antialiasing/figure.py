@@ -43,9 +43,9 @@ def draw_spectrum(before: Student, after: Student, validation: ValidationSet, pa
     row = chosen_tone(validation)
     f0_hz, rate_hz = float(validation.f0_hz[row]), validation.sample_rate
     harmonics_hz = f0_hz * np.arange(1, int(rate_hz / 2 / f0_hz) + 1)
-    shown = Figure(figsize=(8.0, 5.2), dpi=200, layout="constrained", facecolor="white")
+    shown = Figure(figsize=(10.0, 3.8), dpi=200, layout="constrained", facecolor="white")
     for axes, (title, student) in zip(
-        shown.subplots(2, sharex=True, sharey=True),
+        shown.subplots(1, 2, sharey=True),
         (("before: the teacher", before), ("after: the student", after)),
         strict=True,
     ):
@@ -61,7 +61,7 @@ def draw_spectrum(before: Student, after: Student, validation: ValidationSet, pa
         axes.set_title(
             f"{title}, aliases at {10 * np.log10(aliases):.1f} dB", loc="left", fontsize=9.5, color=INK
         )
-        axes.set_ylabel("level (dB)", fontsize=9, color=INK)
+        axes.set_xlabel("frequency (kHz)", fontsize=9, color=INK)
         axes.set(xlim=(0, rate_hz / 2000), ylim=(FLOOR_DB, 5))
         axes.tick_params(labelsize=8, labelcolor=INK, color=FAINT, length=3)
         for side, spine in axes.spines.items():
@@ -69,7 +69,7 @@ def draw_spectrum(before: Student, after: Student, validation: ValidationSet, pa
     shown.axes[0].legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, labelcolor=INK, frameon=False
     )
-    shown.axes[1].set_xlabel("frequency (kHz)", fontsize=9, color=INK)
+    shown.axes[0].set_ylabel("level (dB)", fontsize=9, color=INK)
     title = f"A tone of {f0_hz:,.0f} Hz at {LEVELS_DB[LEVEL]:g} dB through the amp"
     shown.suptitle(title, x=0.012, ha="left", fontsize=11, color=INK, fontweight="bold")
     partial = path.with_suffix(".partial.png")

@@ -8,6 +8,7 @@ state is what the next call needs of the steps before (None: the tone begins); p
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from parbake.producers.audio.wavenet import Layer, LayerArray, WaveNetModel
 
 State = tuple[Tensor, ...]
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Tanh": torch.tanh,
     "Hardtanh": nn.functional.hardtanh,
     "ReLU": torch.relu,
@@ -121,14 +122,10 @@ class WaveNet(Student):
 
     def _after(self, condition: Tensor, state: State | None) -> tuple[Tensor, State]:
         pasts = iter(state) if state is not None else None
-        y, head, after = condition, None, []
+        y, head, after = condition, None, list[Tensor]()
         for array in self.arrays:
-            y = array.rechannel(y)
-            for residual in array.residuals:
-                term, y, past = residual(y, condition, next(pasts) if pasts else None)
-                head = term if head is None else head + term
-                after.append(past)
-            head = array.head(head)
+            head, y, seen = array(y, condition, head, pasts)
+            after += seen
         assert head is not None  # a model has arrays
         return head * self.head_scale, tuple(after)
 
@@ -149,13 +146,26 @@ class _Array(nn.Module):
         )
         self.head = _conv(array.head[:, :, None], array.head_bias)
         # zero where the file has none: then it has no place for one either
-        self.head.bias.requires_grad_(bool(np.any(array.head_bias)))
+        if not np.any(array.head_bias):
+            self.head.requires_grad_(False).weight.requires_grad_(True)
+
+    def forward(
+        self, y: Tensor, condition: Tensor, head: Tensor | None, pasts: Iterator[Tensor] | None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What goes to the next array's head, to its layers, and the pasts of the next call."""
+        y, after = self.rechannel(y), []
+        for residual in self.residuals:
+            term, y, past = residual(y, condition, next(pasts) if pasts else None)
+            head = term if head is None else head + term
+            after.append(past)
+        return self.head(head), y, after
 
 
 class _Residual(nn.Module):
     def __init__(self, layer: Layer, activation: str, gated: bool) -> None:
         super().__init__()
-        self.activation, self.gated, self.past_steps = _ACTIVATIONS[activation], gated, layer.past_steps
+        self.activation = _ACTIVATIONS[activation]
+        self.gated, self.past_steps = gated, layer.past_steps
         self.conv = _conv(layer.conv, layer.conv_bias, layer.dilation)
         self.mixin = _conv(layer.mixin[:, :, None])
         self.out = _conv(layer.out[:, :, None], layer.out_bias)
@@ -175,7 +185,8 @@ class _Residual(nn.Module):
 
 
 def _conv(weight: np.ndarray, bias: np.ndarray | None = None, dilation: int = 1) -> nn.Conv1d:
-    made = nn.Conv1d(*weight.shape[1::-1], weight.shape[2], dilation=dilation, bias=bias is not None)
+    outputs, inputs, kernel = weight.shape
+    made = nn.Conv1d(inputs, outputs, kernel, dilation=dilation, bias=bias is not None)
     made.weight = _weight(weight)
     if bias is not None:
         made.bias = _weight(bias)
