@@ -67,6 +67,7 @@ def _inside(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     for number, config in PAPER_CONFIGS.items():
         short = PaperConfig(config.family, config.sample_rate, 0.02)
         monkeypatch.setitem(PAPER_CONFIGS, number, short)  # type: ignore[arg-type]
+    monkeypatch.setattr("parbake.producers.audio.sine.VALIDATION_DURATION_S", 0.02)
     before = set(sys.modules)
     yield folder
     for name in set(sys.modules) - before:
