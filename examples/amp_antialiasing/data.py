@@ -51,7 +51,7 @@ def tasks(teacher: Path | None, config: Any) -> tuple[SineTeacher, SineTeacher]:
     """
     # a set-up says its own rate; without one it is the file's, where that says one
     rate_hz = load_amp_model(teacher).sample_rate if teacher is not None and config is None else None
-    rates = {} if rate_hz is None else {"sample_rate": rate_hz}
+    rates: dict[str, Any] = {} if rate_hz is None else {"sample_rate": rate_hz}
     training = SineTeacher(
         teacher=teacher,
         config=config,
