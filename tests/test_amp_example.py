@@ -460,7 +460,70 @@ def _hyphened(word: str) -> str:
     return "=".join([name.replace("_", "-"), *value]) if word.startswith("--") else word
 
 
+def test_another_length_is_another_run(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("run", "--epochs", "1") == 0
+    capsys.readouterr()
+    code, line = refusal(train("run", "--resume", "--epochs", "3", "--validation-tones", "2"), capsys)
+    assert code == 2
+    assert "of another run (epochs: 1 -> 3; validation_tones: 1 -> 2)" in line
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module("training"), "train_batch", lambda *_: math.nan)
+    code, line = refusal(train("run"), capsys)
+    assert code == 1
+    assert "step 0: the loss is nan" in line
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+    torch.save({"weights": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises(parbake.ParbakeError, match="no checkpoint that can be read"):
+        module("checkpoint").load(None, {}, tmp_path / "checkpoint.pt")
+
+
+# ---- the tasks
+
+
+def test_the_rate_is_that_of_the_teachers_file(teacher: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.nam"
+    other.write_text(json.dumps(json.loads(teacher.read_text()) | {"sample_rate": 48_000}))
+    assert [task.sample_rate for task in module("data").tasks(other, None)] == [48_000, 48_000]
+    assert [task.sample_rate for task in module("data").tasks(other, 2)] == [48_000, 48_000]
+
+
+def test_the_readme_bakes_what_is_trained_on() -> None:
+    """Every number of the tasks that is not SineTeacher's own stands in the README's commands."""
+    text = (EXAMPLE / "README.md").read_text().replace("\\\n", " ")
+    commands = [line.split() for line in text.splitlines() if line.startswith("$ parbake build")]
+    plain = SineTeacher()
+    for task, command in zip(module("data").tasks(None, None), commands, strict=True):
+        wanted = {}
+        for name in ("target", "midi_max", "db_min", "linear_db", "validation", "levels_db"):
+            value = getattr(task, name)
+            if value != getattr(plain, name):
+                wanted[f"--{name.replace('_', '-')}"] = value
+        options = [word for word in command if word.startswith("--")]
+        assert set(wanted) == set(options) - {"--config", "--teacher", "--num-samples"}
+        for option, value in wanted.items():
+            if value is not True:
+                given = command[command.index(option) + 1]
+                parts = [float(part) for part in given.split(",")] if option != "--target" else [given]
+                assert parts == (list(value) if isinstance(value, tuple) else [value])
+
+
 # ---- validation
+
+
+def test_a_student_without_an_answer_has_no_ratio() -> None:
+    by_level = module("validation").by_level
+    ratios = np.array([[1.0, np.nan], [1.0, 10.0], [np.nan, 1.0]])
+    found = by_level(ratios.ravel(), np.array([[True, True], [True, True], [False, True]]).ravel())
+    np.testing.assert_allclose(found, [np.nan, 10 * math.log10(5.5), 0])
 
 
 def test_a_student_that_is_the_teacher_scores_as_the_teacher(teacher: Path, stores: Path) -> None:

@@ -107,7 +107,7 @@ def _tensorboard(folder: Path, step: int) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _wandb(folder: Path, options: Mapping[str, Any]) -> Any:
@@ -115,7 +115,8 @@ def _wandb(folder: Path, options: Mapping[str, Any]) -> Any:
         print("--wandb: the package wandb is not installed; metrics.csv has it all", flush=True)
         return None
     wandb = importlib.import_module("wandb")
-    name = str(folder.resolve().name)
+    name = folder.resolve().name
+    # no id: folders of one name are different runs; a resumed run is another of its group
     return wandb.init(
-        project="amp-antialiasing", name=name, id=name, resume="allow", dir=str(folder), config=dict(options)
+        project="amp-antialiasing", name=name, group=name, dir=str(folder), config=dict(options)
     )

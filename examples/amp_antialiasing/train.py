@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train.py: error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, RecipeError) else 1
     except KeyboardInterrupt:
-        print("train.py: stopped before the first batch; nothing is lost", file=sys.stderr)
+        saved = (options.out / "checkpoint.pt").exists()
+        rest = "--resume goes on from the last checkpoint" if saved else "there is no checkpoint yet"
+        print(f"train.py: stopped at once; {rest}", file=sys.stderr)
         return STOPPED
 
 

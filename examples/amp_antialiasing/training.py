@@ -59,6 +59,9 @@ def run(options: Options) -> bool:
         raise parbake.RecipeError(f"{options.out}: {there}, or name another --out")
     data = open_data(task, validating, recipe, options)
     identity = {"teacher": task.teacher_sha256[:12], "tones": data.identity, "seed": options.seed}
+    # what the length of the run, its rounding and the tones of its scores depend on
+    for name in ("epochs", "minutes", "threads", "validation_tones"):
+        identity[name] = getattr(options, name)
     identity |= asdict(recipe)
     state = Run(student, torch.optim.Adam(student.parameters(), recipe.lr), Place())
     if options.resume:
@@ -94,6 +97,8 @@ def open_data(task: SineTeacher, validating: SineTeacher, recipe: Recipe, option
         samples = baked(task, options.cached_train_path, options.num_samples)
         to_validate = baked(validating, options.cached_val_path, None)
     else:
+        # workers are forked, and CUDA does not outlive a fork
+        task, validating = replace(task, device="cpu"), replace(validating, device="cpu")
         samples = parbake.cached(
             replace(task, num_samples=options.num_samples or task.num_samples), use_cache=False
         )
@@ -142,6 +147,11 @@ def fit(
     for batch, waiting_s in _batches(state, data):
         began = time.perf_counter()
         loss = train_batch(state, batch, recipe, data.task.sample_rate, options.seed)
+        if not math.isfinite(loss):
+            raise parbake.ParbakeError(
+                f"step {state.place.step:,}: the loss is {loss}; the checkpoint before it is kept. "
+                "A silent tone does this, or a learning rate that is too high"
+            )
         place = state.place
         waited_s, tones = waited_s + waiting_s, tones + len(batch[0])
         state.at(
@@ -156,8 +166,8 @@ def fit(
         total, reports = state.place.total_steps, False
         if total is not None:
             reports = _part(state.place.step, total) != _part(place.step, total)
-            if state.early is None and _is_early(state.place, total):
-                state.early = data.validation.scores(state.student), state.place.trained_s
+        if state.early is None and _is_early(state.place):
+            state.early = data.validation.scores(state.student), state.place.trained_s
         if reports:
             place, scores = state.place, few.scores(state.student)
             epoch = place.epoch + place.batch / data.draws.batches
@@ -208,8 +218,9 @@ def _part(step: int, total_steps: int) -> int:
     return step * REPORTS // total_steps
 
 
-def _is_early(place: Place, total_steps: int) -> bool:
-    return place.step >= EARLY_SHARE * total_steps or place.trained_s >= EARLY_S
+def _is_early(place: Place) -> bool:
+    total = place.total_steps
+    return place.trained_s >= EARLY_S or (total is not None and place.step >= EARLY_SHARE * total)
 
 
 # ---- the end

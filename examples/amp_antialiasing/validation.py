@@ -70,7 +70,7 @@ class ValidationSet:
 
     def teacher_scores(self) -> Scores:
         """The teacher's; what it has too much is its aliases, so both ratios are the same."""
-        levels = by_level(self.esr_s)
+        levels = by_level(self.esr_s, ~np.isnan(self.esr_s))
         return Scores(levels, levels)
 
     def scores(self, student: Student) -> Scores:
@@ -81,7 +81,8 @@ class ValidationSet:
             limited = band_limited(output, self.f0_hz[block], self.sample_rate)
             esr_s.append(alias_ratio(output, limited).numpy())
             error.append(alias_ratio(output, self.y[block].double()).numpy())
-        return Scores(by_level(np.concatenate(esr_s)), by_level(np.concatenate(error)))
+        sounding = ~np.isnan(self.esr_s)
+        return Scores(by_level(np.concatenate(esr_s), sounding), by_level(np.concatenate(error), sounding))
 
 
 def read_validation(samples: Samples, sample_rate: float, notes: int) -> ValidationSet:
@@ -98,9 +99,14 @@ def spread(notes_stored: int, notes: int) -> NDArray[np.int64]:
     return (np.arange(len(LEVELS_DB))[:, None] * notes_stored + chosen).ravel()
 
 
-def by_level(ratios: NDArray[np.float64]) -> tuple[float, ...]:
-    """Mean of each level in dB; [level x note] in one row. A silent tone has no ratio."""
-    means = np.nanmean(ratios.reshape(len(LEVELS_DB), -1), axis=1)
+def by_level(ratios: NDArray[np.float64], sounding: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Mean of each level in dB; [level x note] in one row.
+
+    Of the tones on which the teacher sounds: the others have no ratio. A student that is silent or not finite
+    on one of these gives NaN, and not the mean of the rest.
+    """
+    shape = len(LEVELS_DB), -1
+    means = np.mean(ratios.reshape(shape), axis=1, where=sounding.reshape(shape))
     return tuple((10 * np.log10(means)).tolist())
 
 
