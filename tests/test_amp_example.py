@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from amps import inputs, run
 from scipy.signal import freqz, lfilter
+from test_amp_models import random_model
+from test_nam import SYNTHETIC
 
 import parbake
 from parbake.producers import SineTeacher
@@ -140,6 +143,40 @@ def repeatable(out: Path) -> list[dict[str, str]]:
     """What of the reports does not depend on the clock."""
     clocked = ("tones_per_s", "waiting_share", "trained_s")
     return [{name: value for name, value in row.items() if name not in clocked} for row in rows(out)]
+
+
+# ---- students
+
+MODELS = SYNTHETIC | {
+    "proteus lstm": random_model("LSTM", 2),
+    "proteus gru without skip": random_model("GRU", 2, skip=0),
+    "proteus without bias": random_model("LSTM", bias_fl=False),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_student_begins_as_its_teacher_and_its_file_is_a_teacher_again(name: str, tmp_path: Path) -> None:
+    students, x = module("students"), inputs(3, 300)
+    teacher, saved = tmp_path / "teacher", tmp_path / "student"
+    teacher.write_text(json.dumps(MODELS[name]))
+
+    def answer(student: Any, cut: int = 100) -> np.ndarray:
+        given = torch.from_numpy(x[:, :, None]).float()
+        with torch.no_grad():
+            first, state = student(given[:, :cut])
+            rest, _ = student(given[:, cut:], state)
+        together: np.ndarray = torch.cat([first, rest], dim=1)[:, :, 0].numpy()
+        return together
+
+    student = students.student_of(teacher)
+    np.testing.assert_allclose(answer(student), run(teacher, x), atol=2e-5)
+    with torch.no_grad():
+        for weight in student.parameters():
+            if weight.requires_grad:
+                weight += 0.01
+    students.save_student(student, teacher, saved)
+    np.testing.assert_allclose(answer(student), run(saved, x), atol=2e-5)
+    assert np.abs(run(saved, x) - run(teacher, x)).max() > 1e-4
 
 
 # ---- losses

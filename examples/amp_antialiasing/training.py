@@ -68,7 +68,12 @@ def run(options: Options) -> bool:
         load(state, identity, checkpoint)
     options.out.mkdir(parents=True, exist_ok=True)
     before = data.validation.teacher_scores()
-    print(f"{student.kind}, {data.identity}; the teacher: ESR-S {before.esr_s_mean:.2f} dB", flush=True)
+    reported = data.validation.few(REPORT_NOTES).teacher_scores()
+    print(
+        f"{student.kind}, {data.identity}; the teacher: ESR-S {before.esr_s_mean:.2f} dB, "
+        f"{reported.esr_s_mean:.2f} dB over the notes of a report",
+        flush=True,
+    )
     shown = {name: str(value) for name, value in asdict(options).items()}
     with Metrics(options.out, state.place.step, options.wandb, shown) as metrics, interruptions() as stopped:
         done = fit(state, data, recipe, options, metrics, lambda: save(state, identity, checkpoint), stopped)
