@@ -45,7 +45,7 @@ class Scale:
     windows: dict[str, int]
 
 
-FULL = Scale(96, 16, 2_048, 3, {"free": 0, "light": 1, "fine-tuning": 8})
+FULL = Scale(48, 16, 2_048, 3, {"free": 0, "light": 1, "fine-tuning": 8})
 QUICK = Scale(2, 1, 256, 1, {"free": 0, "fine-tuning": 1})
 
 
