@@ -27,7 +27,7 @@ def this_environment() -> Environment:
     return Environment(
         python=platform.python_version(),
         packages={name: version(name) for name in PACKAGES},
-        kernel=f"{platform.system()} {platform.release()}",
+        kernel=f"{platform.system()} {platform.release().split('-')[0]}",
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)),
         memory_nbytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
