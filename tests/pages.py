@@ -32,7 +32,7 @@ _FENCE = re.compile(
     r"^(?P<indent> *)(?P<marks>```+|~~~+) *(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)(?P=marks) *$",
     re.M | re.S,
 )
-_SKIPPED = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.S)
+_SKIPPED = re.compile(r"<!-- not run: ((?:(?!-->).)+) -->\s*\Z", re.S)
 _FILE_NAME = re.compile(r"# ([\w./-]+\.(?:ya?ml|py))(?:[:,].*)?")
 _OPTION = re.compile(r"(--num-samples[ =])(\d+)")
 
