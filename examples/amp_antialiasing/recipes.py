@@ -37,10 +37,10 @@ RECIPES: Mapping[str, Recipe] = {
         lr=5e-4, batch_tones=32, window_steps=1024, windows=16, settle_steps=7000, spectral_weight=0.3
     ),
     "WaveNet": Recipe(
-        lr=4e-4,
-        batch_tones=16,
-        window_steps=2048,
-        windows=8,
+        lr=3e-4,
+        batch_tones=64,
+        window_steps=512,
+        windows=16,
         settle_steps=6000,
         warm_steps=8192,
         spectral_weight=0.3,
