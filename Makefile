@@ -38,7 +38,7 @@ docs: .venv/complete
 bench: .venv/complete
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-# the guides' promises, measured: writes docs/headline.md; 20 minutes on two quiet cores
+# the guides' promises, measured: writes docs/headline.md; ten minutes on two quiet cores
 headline: .venv/complete
 	$(BIN)/python benchmarks/bench_headline.py
 
