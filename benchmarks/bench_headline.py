@@ -1,6 +1,6 @@
 """The guides' headline numbers, measured in one run and written as a page with versions and machine.
 
-``make headline`` writes docs/headline.md and docs/headline.json in about 20 minutes on two quiet cores.
+``make headline`` writes docs/headline.md and docs/headline.json in about ten minutes on two quiet cores.
 ``--only``: these sections alone; the others stay as they were measured, unless it was on another machine or
 with other versions. ``--render``: the page again from the numbers that are there.
 """

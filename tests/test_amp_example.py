@@ -229,7 +229,7 @@ def test_between_the_harmonics_only_aliases_count() -> None:
 
 def test_windows_meet_their_targets_with_the_state_of_the_whole_tone_before() -> None:
     """A student that adds the time since the tone began has no error where its state is handed on."""
-    checkpoint, teaching, students = module("checkpoint"), module("teaching"), module("students")
+    checkpoint, batch, students = module("checkpoint"), module("batch"), module("students")
 
     class Clock(students.Student):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -256,7 +256,7 @@ def test_windows_meet_their_targets_with_the_state_of_the_whole_tone_before() ->
     run = checkpoint.Run(student, torch.optim.Adam(student.parameters()), checkpoint.Place())
 
     def loss(target: torch.Tensor, changed: Any = recipe) -> float:
-        found: float = teaching.train_batch(run, (x, target, torch.tensor([300.0, 1000.0])), changed, RATE, 0)
+        found: float = batch.train_batch(run, (x, target, torch.tensor([300.0, 1000.0])), changed, RATE, 0)
         return found
 
     assert loss(y) < 1e-5
@@ -265,7 +265,7 @@ def test_windows_meet_their_targets_with_the_state_of_the_whole_tone_before() ->
 
 
 def test_windows_begin_elsewhere_in_each_batch_and_epoch() -> None:
-    place, first_window = module("checkpoint").Place, module("teaching").first_window
+    place, first_window = module("checkpoint").Place, module("batch").first_window
     recipe = replace(module("recipes").RECIPES["LSTM"], windows=2, window_steps=10, settle_steps=5)
     places = [place(epoch=epoch, batch=batch) for epoch in range(8) for batch in range(8)]
     starts = [first_window(recipe, 30, 0, at) for at in places]
@@ -275,7 +275,7 @@ def test_windows_begin_elsewhere_in_each_batch_and_epoch() -> None:
 
 
 def test_the_learning_rate_falls_to_zero_over_the_run() -> None:
-    place, lr_share = module("checkpoint").Place, module("teaching").lr_share
+    place, lr_share = module("checkpoint").Place, module("batch").lr_share
     shares = [
         lr_share(place(step=step, total_steps=100), window)
         for step in range(0, 100, 4)
@@ -370,9 +370,7 @@ def test_a_run_stopped_in_mid_epoch_ends_with_the_same_weights(
     assert train("whole", cached=cached) == 0
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            module("teaching"), "loss_of", _interrupting(module("teaching").loss_of, 2 * WINDOWS + 2)
-        )
+        patch.setattr(module("batch"), "loss_of", _interrupting(module("batch").loss_of, 2 * WINDOWS + 2))
         assert train("parts", cached=cached) == 130
     assert signal.getsignal(signal.SIGINT) is handler
     assert f"stopped after {3 * WINDOWS} steps; go on with" in capsys.readouterr().out
@@ -510,7 +508,7 @@ def test_another_length_is_another_run(
 def test_a_loss_that_is_not_finite_ends_the_run(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module("training"), "train_batch", lambda *_: math.nan)
+    monkeypatch.setattr(module("loop"), "train_batch", lambda *_: math.nan)
     code, line = refusal(train("run"), capsys)
     assert code == 1
     assert "step 0: the loss is nan" in line

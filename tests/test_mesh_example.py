@@ -284,6 +284,10 @@ def test_generated_meshes_are_four_sizes_with_a_hole(modules: dict[str, ModuleTy
             {"data": {"sorce_resolution": "coarse"}},
             "data.sorce_resolution: no such key; did you mean",
         ),
+        (  # misspelt, and so missing
+            {"data": {"sorce_resolution": "coarse", "source_resolution": None}},
+            "data.sorce_resolution: no such key; did you mean",
+        ),
         ({"trainning": {"epochs": 3}}, "trainning: no such key; did you mean training?"),
         ({"model": {"kind": "transformer"}}, "model.kind: input should be 'mlp' or 'message_passing'"),
         ({"training": {"epochs": 0}}, "training.epochs: input should be greater than or equal to 1, not 0"),

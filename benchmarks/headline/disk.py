@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,30 +56,10 @@ class Result:
         return cls(tuple(Tones(**tones) for tones in stored["tones"]))
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A producer of what is at hand: ``arrays`` float64 [sample, ...], signals stored as ``dtype``."""
-
-    arrays: Arrays
-    dtype: str
-    name = "kept"
-    version = 1
-
-    def schema(self) -> Mapping[str, parbake.Field]:
-        steps = self.arrays["x"].shape[1]
-        signal = parbake.Field((steps, 1), self.dtype, ("time", "channel"))
-        scalar = parbake.Field((), "float64", ())
-        return {name: signal if name in ("x", "y") else scalar for name in FIELDS}
-
-    def invalidation_keys(self) -> Mapping[str, object]:
-        return {}  # these stores are measured and thrown away
-
-    def __len__(self) -> int:
-        return len(self.arrays["x"])
-
-    def produce(self, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
-        dtypes = {name: field.dtype for name, field in self.schema().items()}
-        return {name: self.arrays[name][start:stop].astype(dtypes[name]) for name in fields}
+def kept(index: int, arrays: Arrays, dtype: str) -> dict[str, NDArray[Any]]:
+    """Sample ``index`` of ``arrays`` [sample, ...], its signals as ``dtype``."""
+    sample = {name: arrays[name][index] for name in FIELDS}
+    return sample | {name: sample[name].astype(dtype) for name in ("x", "y")}
 
 
 def measure(folder: Path, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -92,7 +73,8 @@ def measure(folder: Path, quick: bool, tell: Callable[[str], None]) -> dict[str,
         nbytes = {name: count / samples for name, count in _pickled(folder, arrays).items()}
         for name, (dtype, codec, suffix) in STORES.items():
             tell(f"disk: {task.name}: {name}")
-            nbytes[name] = _stored(folder / f"kept{suffix}", Kept(arrays, dtype), codec) / samples
+            copied = parbake.from_function(partial(kept, arrays=arrays, dtype=dtype), samples)
+            nbytes[name] = _stored(folder / f"kept{suffix}", copied, codec) / samples
         found.append(_tones(task, producer.sample_rate, arrays, nbytes))
     return asdict(Result(tuple(found)))
 
@@ -116,7 +98,7 @@ def _pickled(folder: Path, arrays: Arrays) -> dict[str, int]:
     return sizes
 
 
-def _stored(path: Path, producer: Kept, codec: str) -> int:
+def _stored(path: Path, producer: parbake.Producer, codec: str) -> int:
     """Bytes of a whole store, metadata and checksums included."""
     parbake.bake(producer, path, codec=codec, progress=False).close()
     if path.is_file():

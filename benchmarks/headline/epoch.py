@@ -7,7 +7,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import parbake
 from headline.tasks import Task, tasks
+from parbake.loaders.timing import one_torch_thread
 from parbake.producers import SineTeacher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "amp_antialiasing"))
@@ -168,7 +168,7 @@ def measure(folder: Path, quick: bool, tell: Callable[[str], None]) -> dict[str,
     scale = QUICK if quick else FULL
     workers = len(os.sched_getaffinity(0))
     bake_s, tone_s, rows = {}, {}, []
-    with _one_thread():
+    with one_torch_thread():
         for task in tasks(quick):
             producer = task.producer(scale.tones, "bandlimited")
             path = folder / f"{task.name}.zarr"
@@ -187,16 +187,6 @@ def _seconds(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _rows(

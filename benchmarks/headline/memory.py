@@ -6,8 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,31 +60,10 @@ class Result:
         return next(r for r in self.rows if (r.way, r.samples) == (way, samples))
 
 
-@dataclass(frozen=True)
-class Noise:
-    """``samples`` of noise x and its clipped form y, float32: memory does not depend on what they are."""
-
-    samples: int
-    steps: int
-    name = "noise"
-    version = 1
-
-    def schema(self) -> Mapping[str, parbake.Field]:
-        signal = parbake.Field((self.steps, 1), "float32", ("time", "channel"))
-        scalar = parbake.Field((), "float64", ())
-        return {"x": signal, "y": signal, "f0": scalar, "dB": scalar}
-
-    def invalidation_keys(self) -> Mapping[str, object]:
-        return {"steps": self.steps}
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def produce(self, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
-        x = np.random.default_rng(start).standard_normal((stop - start, self.steps, 1), np.float32)
-        number = np.arange(start, stop, dtype=np.float64)
-        made = {"x": x, "y": np.tanh(x), "f0": number, "dB": -number}
-        return {name: made[name] for name in fields}
+def noise(index: int, steps: int) -> dict[str, NDArray[np.float32] | float]:
+    """Noise x and its clipped form y: memory does not depend on what they are."""
+    x = np.random.default_rng(index).standard_normal((steps, 1), np.float32)
+    return {"x": x, "y": np.tanh(x), "f0": float(index), "dB": -float(index)}
 
 
 def measure(folder: Path, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -93,7 +73,8 @@ def measure(folder: Path, quick: bool, tell: Callable[[str], None]) -> dict[str,
     for samples in scale.samples:
         tell(f"memory: {samples:,} samples: writing them")
         path, listed = folder / "noise.zarr", folder / "cached_train.pt"
-        with parbake.bake(Noise(samples, scale.steps), path, progress=False) as store:
+        producer = parbake.from_function(partial(noise, steps=scale.steps), samples)
+        with parbake.bake(producer, path, progress=False) as store:
             _save_list(store, listed)
         for way in scale.ways:
             tell(f"memory: {samples:,} samples: {way}")

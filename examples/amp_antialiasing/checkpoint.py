@@ -63,8 +63,6 @@ def load(run: Run, identity: dict[str, Any], path: Path) -> None:
     try:
         content = torch.load(path, weights_only=True)
         stored = dict(content["identity"])
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no checkpoint to resume from; leave --resume out") from None
     except Exception as error:  # cut, or no checkpoint at all: torch raises many kinds
         raise ParbakeError(f"{path}: no checkpoint that can be read ({type(error).__name__})") from None
     changes = [

@@ -50,20 +50,9 @@ def parsed(argv: Sequence[str], description: str | None) -> Options:
     data.add_argument(
         "--use-cached-data", action="store_true", help="read baked stores; bake what is missing"
     )
-    data.add_argument(
-        "--cached-train-path",
-        type=Path,
-        default=Path("cached_train.zarr"),
-        metavar="PATH",
-        help="default %(default)s",
-    )
-    data.add_argument(
-        "--cached-val-path",
-        type=Path,
-        default=Path("cached_val.zarr"),
-        metavar="PATH",
-        help="default %(default)s",
-    )
+    for part in ("train", "val"):
+        name, store = f"--cached-{part}-path", Path(f"cached_{part}.zarr")
+        data.add_argument(name, type=Path, default=store, metavar="PATH", help="default %(default)s")
     data.add_argument(
         "--num-samples",
         type=_positive,

@@ -44,7 +44,7 @@ RECIPES: Mapping[str, Recipe] = {
         settle_steps=6000,
         warm_steps=8192,
         spectral_weight=0.3,
-        floor=1e-4,  # below -40 dB the root would still pull as hard, and the gain for quiet tones drifts
+        floor=1e-4,  # tried against a gain that drifts for quiet tones; it drifts all the same
     ),
 }
 

@@ -22,7 +22,7 @@ STOPPED = 130  # exit code after Ctrl-C, as a shell has it
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 trained, 1 it could not be done, 2 wrong options, 130 stopped by Ctrl-C."""
     options = parsed(sys.argv[1:] if argv is None else argv, __doc__)
-    from training import run  # torch takes seconds; --help need not wait
+    from loop import run  # torch takes seconds; --help need not wait
 
     try:
         return 0 if run(options) else STOPPED

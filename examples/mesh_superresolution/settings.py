@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+_UNKNOWN = "unexpected_keyword_argument"  # pydantic's word for it
 _known_only = ConfigDict(extra="forbid")
 Count = Annotated[int, Field(ge=1)]
 
@@ -62,7 +63,9 @@ def read_config(file: Path) -> Config:
         found = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
         return TypeAdapter(Config).validate_python(found)
     except ValidationError as error:
-        raise MistakeError(f"{file}: {_told(error.errors()[0])}") from None
+        # a misspelt key is also a missing one, and says more
+        first = min(error.errors(), key=lambda one: one["type"] != _UNKNOWN)
+        raise MistakeError(f"{file}: {_told(first)}") from None
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise MistakeError(" ".join(f"{file}: {getattr(error, 'strerror', None) or error}".split())) from None
 
@@ -71,7 +74,7 @@ def _told(error: Any) -> str:
     """The first of pydantic's errors: which key, what is wrong with it, which key may be meant."""
     *groups, key = [str(part) for part in error["loc"]] or ["config"]
     where = ".".join([*groups, key])
-    if error["type"] != "unexpected_keyword_argument":
+    if error["type"] != _UNKNOWN:
         given = "" if error["type"] == "missing" else f", not {error['input']!r}"
         return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}{given}"
     kind: Any = {"data": Data, "model": Model, "training": Training}[groups[0]] if groups else Config

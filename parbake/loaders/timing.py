@@ -241,7 +241,7 @@ def touched(batch: Any) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """Two that sum a batch beside busy workers wait for each other, at a thirtieth of the speed of one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -290,7 +290,7 @@ class Subject:
             loader = setting.made(StoreDataset(store, self.fields))
             if isinstance(loader, contextlib.AbstractContextManager):
                 closing.enter_context(loader)
-            closing.enter_context(_one_torch_thread())
+            closing.enter_context(one_torch_thread())
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
                 try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from batch import train_batch
 from checkpoint import Place, Run, load, save
 from data import Draws, baked, batches_of, draws_of, tasks
 from figure import draw_spectrum
@@ -20,7 +21,6 @@ from metrics import Metrics, row_of
 from options import Options
 from recipes import Recipe, recipe_for
 from students import save_student, student_of
-from teaching import train_batch
 from validation import Scores, ValidationSet, read_validation, table
 
 import parbake
@@ -40,6 +40,7 @@ class Data:
     batches: Any
     draws: Draws
     validation: ValidationSet
+    reported: ValidationSet  # the part of it that a report takes
     identity: str  # of the tones
 
 
@@ -53,9 +54,9 @@ def run(options: Options) -> bool:
         raise parbake.RecipeError("recipes.py: a batch's windows do not fit into the second that is kept")
     checkpoint = options.out / "checkpoint.pt"
     if checkpoint.exists() != options.resume:
-        there = (
-            "holds a run; add --resume to go on with it" if checkpoint.exists() else "holds no run to resume"
-        )
+        there = "holds no run to resume; leave --resume out"
+        if checkpoint.exists():
+            there = "holds a run; add --resume to go on with it"
         raise parbake.RecipeError(f"{options.out}: {there}, or name another --out")
     data = open_data(task, validating, recipe, options)
     identity = {"teacher": task.teacher_sha256[:12], "tones": data.identity, "seed": options.seed}
@@ -68,10 +69,9 @@ def run(options: Options) -> bool:
         load(state, identity, checkpoint)
     options.out.mkdir(parents=True, exist_ok=True)
     before = data.validation.teacher_scores()
-    reported = data.validation.few(REPORT_NOTES).teacher_scores()
     print(
         f"{student.kind}, {data.identity}; the teacher: ESR-S {before.esr_s_mean:.2f} dB, "
-        f"{reported.esr_s_mean:.2f} dB over the notes of a report",
+        f"{data.reported.teacher_scores().esr_s_mean:.2f} dB over the notes of a report",
         flush=True,
     )
     shown = {name: str(value) for name, value in asdict(options).items()}
@@ -112,7 +112,8 @@ def open_data(task: SineTeacher, validating: SineTeacher, recipe: Recipe, option
     draws = draws_of(samples, recipe, options.seed)
     batches = batches_of(samples, draws, recipe.batch_tones, options.workers)
     validation = read_validation(to_validate, task.sample_rate, options.validation_tones)
-    return Data(task, batches, draws, validation, f"{samples.samples:,} tones {samples.digest[:12]}")
+    identity = f"{samples.samples:,} tones {samples.digest[:12]}"
+    return Data(task, batches, draws, validation, validation.few(REPORT_NOTES), identity)
 
 
 @contextlib.contextmanager
@@ -145,7 +146,6 @@ def fit(
     stopped: Callable[[], bool],
 ) -> bool:
     """Trains to the end of the run, which ``keep`` saves; False where ``stopped`` ended it before."""
-    few = data.validation.few(REPORT_NOTES)
     if state.place.total_steps is None:
         state.at(total_steps=_total_steps(state.place, data.draws, recipe, options))
     since, waited_s, tones = state.place.trained_s, 0.0, 0
@@ -174,7 +174,7 @@ def fit(
         if state.early is None and _is_early(state.place):
             state.early = data.validation.scores(state.student), state.place.trained_s
         if reports:
-            place, scores = state.place, few.scores(state.student)
+            place, scores = state.place, data.reported.scores(state.student)
             epoch = place.epoch + place.batch / data.draws.batches
             took_s = max(place.trained_s - since, 1e-9)
             rest = {
