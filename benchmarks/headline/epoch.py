@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ import parbake
 from headline.tasks import Task, tasks
 from parbake.loaders.timing import one_torch_thread
 from parbake.producers import SineTeacher
+from parbake.producers.audio.amp_models import load_amp_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "amp_antialiasing"))
-from students import Student, detached, student_of
+from batch import train_batch
+from checkpoint import Place, Run
+from recipes import Recipe, recipe_for
+from students import Student, student_of
 
 FIELDS = ("x", "y", "f0", "dB")
 ON_THE_FLY, BATCH_LOADER, DATA_LOADER = "on the fly", "BatchLoader", "DataLoader"
-WARM_UP_STEPS, CONTEXT_STEPS = 16_000, 8_192  # of an LSTM, of a WaveNet: as in the example
 FREE_PASSES = 10  # epochs of a store that cost nothing else are too short to time one
 TOLERANCE = 1e-3  # between the losses of two ways; a batch's width changes the last bits
 
@@ -36,25 +39,25 @@ Step = Callable[[Batch], float]
 
 @dataclass(frozen=True)
 class Scale:
-    """``windows``: optimiser steps a batch, by the student's name; 0: it costs nothing."""
-
     tones: int
     batch: int
-    window_steps: int
     rounds: int
-    windows: dict[str, int]
 
 
-FULL = Scale(48, 16, 2_048, 3, {"free": 0, "light": 1, "fine-tuning": 8})
-QUICK = Scale(2, 1, 256, 1, {"free": 0, "fine-tuning": 1})
+FULL, QUICK = Scale(48, 16, 3), Scale(2, 1, 1)
 
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over rounds. ``waited``: the share of the epoch in which the loop waits for a batch."""
+    """Medians over rounds. ``waited``: the share of the epoch in which the loop waits for a batch.
+
+    ``windows``: optimiser steps a batch, each on ``window_steps`` time steps.
+    """
 
     teacher: str
     student: str
+    windows: int
+    window_steps: int
     way: str
     epoch_s: float
     waited: float
@@ -77,6 +80,10 @@ class Result:
 
     def row(self, teacher: str, student: str, way: str) -> Row:
         return next(r for r in self.rows if (r.teacher, r.student, r.way) == (teacher, student, way))
+
+    def students(self, teacher: str) -> list[Row]:
+        """A row of each of the teacher's students."""
+        return [row for row in self.rows if (row.teacher, row.way) == (teacher, ON_THE_FLY)]
 
 
 # ---- what an epoch is
@@ -136,26 +143,12 @@ def free(batch: Batch) -> float:
     return float(batch[0].square().sum() + batch[1].square().sum())
 
 
-def fine_tuning(student: Student, windows: int, window_steps: int) -> Step:
-    """One optimiser step for each window behind a start without gradients, as in the example."""
-    optimizer = torch.optim.Adam(student.parameters(), 1e-4)
-    lead = WARM_UP_STEPS if student.kind.startswith("LSTM") else CONTEXT_STEPS
+def teaching(student: Student, recipe: Recipe, sample_rate: float) -> Step:
+    """What the example does with a batch."""
+    run = Run(student, torch.optim.Adam(student.parameters(), recipe.lr), Place())
 
     def step(batch: Batch) -> float:
-        x, y = batch[:2]
-        cut = x.shape[1] - y.shape[1]  # y may be the last second of x alone
-        start = max(cut, min(WARM_UP_STEPS, x.shape[1] - windows * window_steps))
-        losses = []
-        with torch.no_grad():
-            _, state = student(x[:, max(0, start - lead) : start])
-        for at in range(start, start + windows * window_steps, window_steps):
-            output, state = student(x[:, at : at + window_steps], detached(state))
-            loss = (output - y[:, at - cut : at - cut + window_steps]).square().mean()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(loss.item())
-        return statistics.fmean(losses)
+        return train_batch(run, batch[:3], recipe, sample_rate, seed=0) / recipe.windows
 
     return step
 
@@ -193,6 +186,7 @@ def _rows(
     task: Task, producer: SineTeacher, path: Path, scale: Scale, workers: int, tell: Callable[[str], None]
 ) -> list[Row]:
     order = Order()
+    recipes = _recipes(producer, scale)
     plain: dict[str, Any] = {
         "batch_size": scale.batch,
         "sampler": order,
@@ -209,11 +203,13 @@ def _rows(
         order.numbers = list(range(scale.batch))
         for batches in ways.values():  # starts them
             run_epoch(batches, free)
-        taken = _taken(task.name, producer, ways, order, scale, tell)
+        taken = _taken(task.name, producer, ways, order, recipes, scale, tell)
     return [
         Row(
             task.name,
             student,
+            recipes[student].windows,
+            recipes[student].window_steps,
             way,
             statistics.median(e.seconds for e in epochs),
             statistics.median(e.waited for e in epochs),
@@ -227,6 +223,7 @@ def _taken(
     producer: SineTeacher,
     ways: dict[str, Iterable[Batch]],
     order: Order,
+    recipes: dict[str, Recipe],
     scale: Scale,
     tell: Callable[[str], None],
 ) -> dict[tuple[str, str], list[Epoch]]:
@@ -234,21 +231,32 @@ def _taken(
     taken: dict[tuple[str, str], list[Epoch]] = {}
     for number in range(scale.rounds):
         order.numbers = np.random.default_rng(number).permutation(scale.tones).tolist()
-        for student, windows in scale.windows.items():
+        for student, recipe in recipes.items():
             tell(f"epoch: {teacher}: {student} student, round {number + 1} of {scale.rounds}")
             for way, batches in ways.items():
-                passes = FREE_PASSES if windows == 0 and way != ON_THE_FLY else 1
-                found = [
-                    run_epoch(batches, _step(producer, windows, scale.window_steps)) for _ in range(passes)
-                ]
+                passes = FREE_PASSES if recipe.windows == 0 and way != ON_THE_FLY else 1
+                found = [run_epoch(batches, _step(producer, recipe)) for _ in range(passes)]
                 taken.setdefault((student, way), []).append(_middle(found))
             check_alike(teacher, {way: taken[student, way][-1].loss for way in ways})
     return taken
 
 
-def _step(producer: SineTeacher, windows: int, window_steps: int) -> Step:
+def _recipes(producer: SineTeacher, scale: Scale) -> dict[str, Recipe]:
+    """How each student is taught, by its name; without windows it costs nothing."""
+    recipe = recipe_for(load_amp_model(producer.teacher_path).kind)
+    if scale is QUICK:
+        recipe = replace(recipe, windows=1, window_steps=256)
+    found = {"free": replace(recipe, windows=0), "light": replace(recipe, windows=1), "fine-tuning": recipe}
+    if recipe.windows == 1:
+        del found["light"]
+    return found
+
+
+def _step(producer: SineTeacher, recipe: Recipe) -> Step:
     """Every epoch begins with the same student."""
-    return fine_tuning(student_of(producer.teacher_path), windows, window_steps) if windows else free
+    if recipe.windows == 0:
+        return free
+    return teaching(student_of(producer.teacher_path), recipe, producer.sample_rate)
 
 
 def _middle(epochs: Sequence[Epoch]) -> Epoch:

@@ -55,11 +55,11 @@ must give the same loss, or nothing is written. y is the alias-free target (`--t
 the fly too. The training process has one torch thread in all ways, and workers are started before.
 Rounds: {rounds}. Waiting counts from the epoch's beginning, the first batch included.
 
-Students start as copies of their teacher. A batch is a start of at most {warm_up:,} steps without
-gradients (TCN: {context:,}), then an optimiser step for each window of {window:,} steps. The *free*
-student has no windows: it sums the batch, so it does nothing but wait, and bounds what a GPU could gain.
-Windows a batch of the others: {windows}. The more a student costs on the cores that the teacher runs on,
-the less there is to gain, since all ways pay for it."""
+Students start as copies of their teacher. *Fine-tuning* is what `examples/amp_antialiasing` does with a
+batch: {windows}. *Light* is one of several windows. The *free* student has none: it sums the batch, so it
+does nothing but wait, and bounds what a GPU could gain. An LSTM runs without gradients to where its first
+window begins, a WaveNet runs with them over all that it looks back on. The more a student costs on the
+cores that the teacher runs on, the less there is to gain, since all ways pay for it."""
 EPOCH_SAID = """\
 **{teacher}**: an epoch from the store is {speeds} times as fast. The {student} student waits for data
 {waited} of the time (aim: under 2 %), on the fly {before}. Baking took {bake_s} s, which {epochs} of its
@@ -82,10 +82,7 @@ def _epoch(stored: Mapping[str, Any]) -> str:
         workers=result.workers,
         batch=scale.batch,
         rounds=scale.rounds,
-        warm_up=epoch.WARM_UP_STEPS,
-        context=epoch.CONTEXT_STEPS,
-        window=scale.window_steps,
-        windows=spoken([f"{count} ({name})" for name, count in scale.windows.items() if count]),
+        windows=spoken([_windows(result.students(teacher)[-1]) for teacher in result.bake_s]),
     )
     return paragraphs(
         (
@@ -99,6 +96,13 @@ def _epoch(stored: Mapping[str, Any]) -> str:
     )
 
 
+def _windows(row: epoch.Row) -> str:
+    steps = f"a step on a window of {row.window_steps:,} time steps"
+    if row.windows > 1:
+        steps = f"a step on each of {row.windows} windows of {row.window_steps:,} time steps"
+    return f"{steps} ({row.teacher})"
+
+
 def _epoch_row(result: epoch.Result, row: epoch.Row) -> tuple[str, ...]:
     fly = result.row(row.teacher, row.student, epoch.ON_THE_FLY)
     way = row.way if row is fly else f"cached, {row.way}"
@@ -108,11 +112,8 @@ def _epoch_row(result: epoch.Result, row: epoch.Row) -> tuple[str, ...]:
 
 def _epoch_said(result: epoch.Result, teacher: str) -> str:
     pairs = {
-        student: (
-            result.row(teacher, student, epoch.ON_THE_FLY),
-            result.row(teacher, student, epoch.BATCH_LOADER),
-        )
-        for student in result.scale.windows
+        row.student: (row, result.row(teacher, row.student, epoch.BATCH_LOADER))
+        for row in result.students(teacher)
     }
     student, (fly, cached) = list(pairs.items())[-1]
     saved_s = fly.epoch_s - cached.epoch_s

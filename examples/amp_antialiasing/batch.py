@@ -1,4 +1,4 @@
-"""What one batch of tones teaches: truncated back-propagation through time, window by window."""
+"""What one batch of tones teaches, window by window: truncated back-propagation through time for LSTMs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import torch
 from checkpoint import Place, Run
 from losses import between_harmonics, dc, esr, power, pre_emphasised
 from recipes import Recipe
-from students import State, Student, detached
+from students import detached
 from torch import Tensor
-
-_WARM_BLOCK_STEPS = 4096  # at once, without gradients: megabytes
 
 
 def train_batch(state: Run, batch: Any, recipe: Recipe, sample_rate: float, seed: int) -> float:
@@ -25,7 +23,7 @@ def train_batch(state: Run, batch: Any, recipe: Recipe, sample_rate: float, seed
     target_power = power(pre_emphasised(y[:, :, 0], sample_rate))
     lead_in = x.shape[1] - y.shape[1]
     start = first_window(recipe, y.shape[1], seed, state.place)
-    carried = _warm(state.student, x[:, : lead_in + start], recipe.warm_steps)
+    carried = state.student.settled(x[:, : lead_in + start])
     total = 0.0
     for number in range(recipe.windows):
         for group in state.optimiser.param_groups:
@@ -41,15 +39,6 @@ def train_batch(state: Run, batch: Any, recipe: Recipe, sample_rate: float, seed
         state.optimiser.step()
         total += loss.item()
     return total
-
-
-def _warm(student: Student, x: Tensor, steps: int | None) -> State | None:
-    """The state after the last ``steps`` of x, or all of them."""
-    with torch.no_grad():
-        carried = None
-        for block in torch.split(x if steps is None else x[:, -steps:], _WARM_BLOCK_STEPS, dim=1):
-            _, carried = student(block, carried)
-    return carried
 
 
 def first_window(recipe: Recipe, kept_steps: int, seed: int, place: Place) -> int:
@@ -73,6 +62,8 @@ def loss_of(error: Tensor, target_power: Tensor, f0_hz: Tensor, recipe: Recipe, 
     """What a step makes smaller, of an error [tone, time]; see Recipe."""
     heard = pre_emphasised(error, sample_rate)
     ratio = recipe.esr_weight * esr(heard, target_power) + recipe.dc_weight * dc(heard, target_power)
+    if recipe.full_weight:
+        ratio = ratio + recipe.full_weight * esr(error, target_power)
     if recipe.spectral_weight:
         ratio = ratio + recipe.spectral_weight * between_harmonics(error, target_power, f0_hz, sample_rate)
     return (ratio + recipe.floor).sqrt().mean()

@@ -12,8 +12,8 @@ class Recipe:
 
     A batch of tones gives ``windows`` stretches of ``window_steps`` time steps, one after the other, with one
     optimiser step each; the state goes from each to the next, gradients do not. The first begins at a random
-    place, at least ``settle_steps`` into the second that the target keeps: the state of an LSTM takes some
-    16,000 steps to settle, a WaveNet looks back on 8,191, and what comes before is no steady tone.
+    place, at least ``settle_steps`` into the second that the target keeps, since what comes before is no
+    steady tone yet: the state of an LSTM takes some 16,000 steps to settle, a WaveNet looks back on 4,092.
     """
 
     lr: float  # of Adam at the beginning; it falls to zero along half a cosine
@@ -21,12 +21,12 @@ class Recipe:
     window_steps: int
     windows: int
     settle_steps: int
-    warm_steps: int | None = None  # run before it, without gradients; None: the tone from its start
     clip_norm: float = 1.0  # of the gradient
     # a tone's ratio is the weighted sum of these, each over the energy of its target; the loss is the mean
     # of its square root: the mean itself is that of a few tones, its logarithm gives the worst of them up
     esr_weight: float = 1.0
     dc_weight: float = 1.0
+    full_weight: float = 0.0  # error without the low-pass: above it harmonics would be free
     spectral_weight: float = 0.0  # error between the harmonics: what aliases are
     floor: float = 1e-6  # of the ratio: the root has a slope there
     f0_power: float = 0.5  # tones are drawn by this power of their frequency: high ones alias more
@@ -36,15 +36,15 @@ RECIPES: Mapping[str, Recipe] = {
     "LSTM": Recipe(
         lr=5e-4, batch_tones=32, window_steps=1024, windows=16, settle_steps=7000, spectral_weight=0.3
     ),
+    # it has no state to carry, so each step has other tones
     "WaveNet": Recipe(
-        lr=3e-4,
-        batch_tones=64,
-        window_steps=512,
-        windows=16,
-        settle_steps=6000,
-        warm_steps=8192,
-        spectral_weight=0.3,
-        floor=1e-4,  # tried against a gain that drifts for quiet tones; it drifts all the same
+        lr=5e-4,
+        batch_tones=8,
+        window_steps=4096,
+        windows=1,
+        settle_steps=2000,
+        full_weight=0.3,
+        spectral_weight=0.5,
     ),
 }
 

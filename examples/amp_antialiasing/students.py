@@ -8,7 +8,7 @@ state is what the next call needs of the steps before (None: the tone begins); p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from parbake.producers.audio.recurrent import RecurrentModel
 from parbake.producers.audio.wavenet import Layer, LayerArray, WaveNetModel
 
 State = tuple[Tensor, ...]
+
+_BLOCK_STEPS = 4096  # at once, without gradients: megabytes
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Tanh": torch.tanh,
@@ -40,6 +42,15 @@ class Student(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         raise NotImplementedError
+
+    def settled(self, x: Tensor) -> State:
+        """The state after ``x`` from a tone's beginning, without gradients."""
+        state: State | None = None
+        with torch.no_grad():
+            for block in torch.split(x, _BLOCK_STEPS, dim=1):
+                _, state = self(block, state)
+        assert state is not None  # x has steps
+        return state
 
     def file_of(self, teacher: dict[str, Any]) -> dict[str, Any]:
         """The teacher's parsed file with this student's weights in place of its own."""
@@ -106,91 +117,92 @@ class Recurrent(Student):
 
 
 class WaveNet(Student):
-    """The Neural Amp Modeler's WaveNet. Its state: what each layer's convolution looks back on."""
+    """The Neural Amp Modeler's WaveNet. Its state: the input that it looks back on.
+
+    It runs over that input in every call again, so gradients are whole: cut off at a window's beginning,
+    they lack what the long dilations bring, and a student that is taught with them drifts.
+    """
 
     def __init__(self, model: WaveNetModel) -> None:
         super().__init__()
         self.kind, self.head_scale = model.kind, model.head_scale
         self.arrays = nn.ModuleList(_Array(array) for array in model.arrays)
+        self.past_steps = sum(layer.past_steps for array in model.arrays for layer in array.layers)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        condition = x.transpose(1, 2)
-        if state is None:  # before its first step the input was zero for ever
-            state = self._after(torch.zeros_like(condition[:, :, :1]), None)[1]
-        y, after = self._after(condition, state)
-        return y.transpose(1, 2), after
-
-    def _after(self, condition: Tensor, state: State | None) -> tuple[Tensor, State]:
-        pasts = iter(state) if state is not None else None
-        y, head, after = condition, None, list[Tensor]()
+        window = self._window(x, state)
+        # [1, columns], as the teacher's: a column is one tone at one time, tones next to each other
+        columns = window[:, :, 0].t().reshape(1, -1)
+        y, head = columns, None
         for array in self.arrays:
-            head, y, seen = array(y, condition, head, pasts)
-            after += seen
+            head, y = array(y, columns, head, len(x))
         assert head is not None  # a model has arrays
-        return head * self.head_scale, tuple(after)
+        return (head * self.head_scale).view(-1, len(x)).t()[:, :, None], self._tail(window)
+
+    def settled(self, x: Tensor) -> State:
+        return self._tail(self._window(x, None))
+
+    def _window(self, x: Tensor, state: State | None) -> Tensor:
+        """x behind what came before it; before a tone begins the input was zero for ever."""
+        past = x.new_zeros(len(x), self.past_steps, 1) if state is None else state[0]
+        return torch.cat((past, x), dim=1)
+
+    def _tail(self, window: Tensor) -> State:
+        return (window[:, window.shape[1] - self.past_steps :],)
 
     def file_of(self, teacher: dict[str, Any]) -> dict[str, Any]:
         parts: list[Tensor] = []
         for array, config in zip(self.arrays, teacher["config"]["layers"], strict=True):
-            weights = list(array.parameters())  # in the file's order: as _Array and _Residual make them
-            parts += weights if config["head_bias"] else weights[:-1]
+            assert isinstance(array, _Array)
+            parts += [array.rechannel, *array.residuals.parameters(), array.head]
+            parts += [array.head_bias] if config["head_bias"] else []
         return teacher | {"weights": [*_flat(parts), self.head_scale]}
 
 
 class _Array(nn.Module):
     def __init__(self, array: LayerArray) -> None:
         super().__init__()
-        self.rechannel = _conv(array.rechannel[:, :, None])
+        self.rechannel = _weight(array.rechannel)
         self.residuals = nn.ModuleList(
             _Residual(layer, array.activation, array.gated) for layer in array.layers
         )
-        self.head = _conv(array.head[:, :, None], array.head_bias)
+        self.head, self.head_bias = _weight(array.head), _weight(array.head_bias)
         # zero where the file has none: then it has no place for one either
-        if not np.any(array.head_bias):
-            self.head.requires_grad_(False).weight.requires_grad_(True)
+        self.head_bias.requires_grad_(bool(np.any(array.head_bias)))
 
-    def forward(
-        self, y: Tensor, condition: Tensor, head: Tensor | None, pasts: Iterator[Tensor] | None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """What goes to the next array's head, to its layers, and the pasts of the next call."""
-        y, after = self.rechannel(y), []
+    def forward(self, y: Tensor, x: Tensor, head: Tensor | None, tones: int) -> tuple[Tensor, Tensor]:
+        """To the next array's head, and to its layers; both begin later than y [channel, column]."""
+        y = self.rechannel @ y
         for residual in self.residuals:
-            term, y, past = residual(y, condition, next(pasts) if pasts else None)
-            head = term if head is None else head + term
-            after.append(past)
-        return self.head(head), y, after
+            term, y = residual(y, x, tones)
+            head = term if head is None else head[:, -term.shape[1] :] + term
+        assert head is not None  # an array has layers
+        return torch.addmm(self.head_bias[:, None], self.head, head), y
 
 
 class _Residual(nn.Module):
     def __init__(self, layer: Layer, activation: str, gated: bool) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[activation]
-        self.gated, self.past_steps = gated, layer.past_steps
-        self.conv = _conv(layer.conv, layer.conv_bias, layer.dilation)
-        self.mixin = _conv(layer.mixin[:, :, None])
-        self.out = _conv(layer.out[:, :, None], layer.out_bias)
+        self.gated, self.dilation, self.past_steps = gated, layer.dilation, layer.past_steps
+        # in the order of the file
+        self.conv, self.conv_bias = _weight(layer.conv), _weight(layer.conv_bias)
+        self.mixin = _weight(layer.mixin)
+        self.out, self.out_bias = _weight(layer.out), _weight(layer.out_bias)
 
-    def forward(self, y: Tensor, condition: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What goes to the head, what goes to the next layer, and the past of the next call."""
-        if past is None:
-            past = y[:, :, :1].expand(-1, -1, self.past_steps)
-        window = torch.cat((past, y), dim=2)
-        z = self.conv(window) + self.mixin(condition)
+    def forward(self, y: Tensor, x: Tensor, tones: int) -> tuple[Tensor, Tensor]:
+        """What goes to the head, and to the next layer: both begin ``past_steps`` later than y."""
+        columns = y.shape[1] - self.past_steps * tones
+        z = torch.addmm(self.conv_bias[:, None], self.mixin, x[:, -columns:])
+        for number in range(self.conv.shape[2]):
+            first = number * self.dilation * tones
+            z = torch.addmm(z, self.conv[:, :, number], y[:, first : first + columns])
         if self.gated:
-            a, gate = z.chunk(2, dim=1)
+            a, gate = z.chunk(2)
             a = self.activation(a) * torch.sigmoid(gate)
         else:
             a = self.activation(z)
-        return a, self.out(a) + y, window[:, :, window.shape[2] - self.past_steps :]
-
-
-def _conv(weight: np.ndarray, bias: np.ndarray | None = None, dilation: int = 1) -> nn.Conv1d:
-    outputs, inputs, kernel = weight.shape
-    made = nn.Conv1d(inputs, outputs, kernel, dilation=dilation, bias=bias is not None)
-    made.weight = _weight(weight)
-    if bias is not None:
-        made.bias = _weight(bias)
-    return made
+        return a, torch.addmm(self.out_bias[:, None], self.out, a) + y[:, -columns:]
 
 
 def _flat(parts: list[Tensor]) -> list[float]:
