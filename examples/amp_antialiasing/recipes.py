@@ -38,13 +38,14 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     # it has no state to carry, so each step has other tones
     "WaveNet": Recipe(
-        lr=5e-4,
+        lr=4e-4,
         batch_tones=8,
         window_steps=4096,
         windows=1,
         settle_steps=2000,
         full_weight=0.3,
-        spectral_weight=0.5,
+        spectral_weight=0.75,
+        f0_power=0.65,
     ),
 }
 
