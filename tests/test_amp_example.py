@@ -291,6 +291,29 @@ def test_windows_meet_their_targets_with_the_state_of_the_whole_tone_before(
     assert loss(y) > 0.1
 
 
+def test_threads_share_out_the_tones_of_a_batch(teacher: Path) -> None:
+    checkpoint, batch, students = module("checkpoint"), module("batch"), module("students")
+    recipe = replace(module("recipes").RECIPES["LSTM"], windows=2, window_steps=200, settle_steps=300, lr=0.1)
+    x = torch.rand(3, 2000, 1, generator=torch.Generator().manual_seed(0))
+    tones = x, x[:, 1000:] / 2, torch.tensor([300.0, 1000.0, 3000.0])
+
+    def taught(threads: int) -> tuple[float, torch.Tensor]:
+        student = students.student_of(teacher)
+        # not Adam: it takes equal steps along gradients that are nearly zero
+        run = checkpoint.Run(student, torch.optim.SGD(student.parameters()), checkpoint.Place())
+        loss = batch.train_batch(run, tones, recipe, RATE, 0, threads)
+        return loss, torch.cat([weight.detach().ravel() for weight in student.parameters()])
+
+    alone, weights = taught(1)
+    start = torch.cat([weight.detach().ravel() for weight in students.student_of(teacher).parameters()])
+    assert (weights - start).abs().max() > 0.01
+    for threads in (2, 3, 8):
+        loss, found = taught(threads)
+        assert loss == pytest.approx(alone, rel=1e-4)
+        torch.testing.assert_close(found, weights, rtol=0, atol=1e-4)
+        assert torch.equal(found, taught(threads)[1])
+
+
 def test_windows_begin_elsewhere_in_each_batch_and_epoch() -> None:
     place, first_window = module("checkpoint").Place, module("batch").first_window
     recipe = replace(module("recipes").RECIPES["LSTM"], windows=2, window_steps=10, settle_steps=5)
@@ -588,15 +611,20 @@ def test_a_student_without_an_answer_has_no_ratio() -> None:
     np.testing.assert_allclose(found, [np.nan, 10 * math.log10(5.5), 0])
 
 
-def test_a_student_that_is_the_teacher_scores_as_the_teacher(teacher: Path, stores: Path) -> None:
+def test_a_student_that_is_the_teacher_scores_as_the_teacher(
+    teacher: Path, stores: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     validation = module("validation")
     with parbake.open_store(stores / "val.zarr") as store:
         notes = validation.read_validation(store, RATE, 3)
     assert notes.numbers.tolist() == [0, 44, 87, 88, 132, 175, 176, 220, 263]
     assert notes.few(2).numbers.tolist() == [0, 87, 88, 175, 176, 263]
-    found = notes.scores(module("students").student_of(teacher))
+    student = module("students").student_of(teacher)
+    found = notes.scores(student)
     for levels in (found.esr_s, found.error):
         np.testing.assert_allclose(levels, notes.teacher_scores().esr_s, atol=0.01)
+    monkeypatch.setattr(validation, "_BLOCK_TONES", 2)
+    np.testing.assert_allclose(notes.scores(student, threads=2).esr_s, found.esr_s, atol=1e-4)
 
 
 # ---- where reports go

@@ -347,6 +347,20 @@ def test_notes_at_half_the_sample_rate_are_refused_and_below_it_not(tmp_path: Pa
     assert "midi_max" in refusal(lambda: SineTeacher(teacher=anywhere, sample_rate=880, midi_max=69))
 
 
+def test_a_rate_that_is_left_out_is_that_of_the_teachers_file(tmp_path: Path) -> None:
+    file = tmp_path / "at_48k.json"
+    file.write_text(json.dumps(json.loads(DEFAULT_TEACHER.read_text()) | {"sample_rate": 48_000}))
+    task = SineTeacher(teacher=file, num_samples=2, duration=SHORT_S)
+    assert task == SineTeacher(teacher=file, num_samples=2, duration=SHORT_S, sample_rate=48_000)
+    assert task.sample_rate == 48_000
+    assert rows(task, 0, 1)["x"].shape == (1, round(SHORT_S * 48_000), 1)
+    assert SineTeacher(teacher=other_teacher(tmp_path)).sample_rate == 44_100  # it states none
+    text = refusal(lambda: SineTeacher(teacher=file, sample_rate=44_100))
+    assert text.startswith(
+        "sine-teacher: sample_rate: 44100 Hz, but the teacher at_48k.json was made for 48000 Hz"
+    )
+
+
 def test_an_absent_teacher_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(TeacherFileError, match="no such teacher file"):
         SineTeacher(teacher=tmp_path / "no.json")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,35 +13,63 @@ import torch
 from checkpoint import Place, Run
 from losses import between_harmonics, dc, esr, power, pre_emphasised
 from recipes import Recipe
-from students import detached
+from students import State, detached
+from threads import side_by_side
 from torch import Tensor
 
 
-def train_batch(state: Run, batch: Any, recipe: Recipe, sample_rate: float, seed: int) -> float:
+def train_batch(
+    state: Run, batch: Any, recipe: Recipe, sample_rate: float, seed: int, threads: int = 1
+) -> float:
     """One step in each of the batch's windows; the sum of their losses.
 
-    ``batch``: x [tone, time, 1], y [tone, time_kept, 1], f0 [tone].
+    ``batch``: x [tone, time, 1], y [tone, time_kept, 1], f0 [tone]. Its tones are shared out among
+    ``threads``, whose gradients are added up in one order.
     """
     x, y, f0_hz = batch
-    target_power = power(pre_emphasised(y[:, :, 0], sample_rate))
-    lead_in = x.shape[1] - y.shape[1]
     start = first_window(recipe, y.shape[1], seed, state.place)
-    carried = state.student.settled(x[:, : lead_in + start])
+    trained = [parameter for parameter in state.student.parameters() if parameter.requires_grad]
+    lead_in, tones = x.shape[1] - y.shape[1], len(x)
+
+    def begun(part: tuple[Tensor, Tensor, Tensor]) -> _Part:
+        x, y, f0_hz = part
+        target_power = power(pre_emphasised(y[:, :, 0], sample_rate))
+        carried = state.student.settled(x[:, : lead_in + start])
+        return _Part(x[:, lead_in:], y, f0_hz, target_power, carried)
+
+    def taught(part: _Part) -> tuple[float, Sequence[Tensor | None]]:
+        output, carried = state.student(part.x[:, window], part.carried)
+        part.carried = detached(carried)
+        error = (output - part.y[:, window])[:, :, 0]
+        loss = loss_of(error, part.target_power, part.f0_hz, recipe, sample_rate) * (len(error) / tones)
+        # what the last layer hands on to a next one has no gradient
+        return loss.item(), torch.autograd.grad(loss, trained, allow_unused=True)
+
+    chunks = list(zip(*(field.chunk(threads) for field in (x, y, f0_hz)), strict=True))
+    parts = side_by_side(begun, chunks, threads)
     total = 0.0
     for number in range(recipe.windows):
         for group in state.optimiser.param_groups:
             group["lr"] = recipe.lr * lr_share(state.place, number)
         window = slice(start + number * recipe.window_steps, start + (number + 1) * recipe.window_steps)
-        output, carried = state.student(x[:, lead_in + window.start : lead_in + window.stop], carried)
-        carried = detached(carried)
-        error = (output - y[:, window])[:, :, 0]
-        loss = loss_of(error, target_power, f0_hz, recipe, sample_rate)
-        state.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(state.student.parameters(), recipe.clip_norm)
+        losses, gradients = zip(*side_by_side(taught, parts, threads), strict=True)
+        for parameter, *of_parts in zip(trained, *gradients, strict=True):
+            parameter.grad = None if of_parts[0] is None else functools.reduce(torch.add, of_parts)
+        torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
         state.optimiser.step()
-        total += loss.item()
+        total += sum(losses)
     return total
+
+
+@dataclass
+class _Part:
+    """Some tones of a batch. x [tone, time_kept, 1]: without what comes before the second that y keeps."""
+
+    x: Tensor
+    y: Tensor
+    f0_hz: Tensor
+    target_power: Tensor
+    carried: State
 
 
 def first_window(recipe: Recipe, kept_steps: int, seed: int, place: Place) -> int:

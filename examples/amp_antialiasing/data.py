@@ -16,7 +16,6 @@ from validation import LEVELS_DB
 
 import parbake
 from parbake.producers import SineTeacher
-from parbake.producers.audio.amp_models import load_amp_model
 
 FIELDS = ("x", "y", "f0")
 # Drawn for training: notes a little beyond those of a piano, and levels uniform in dB. Uniform amplitudes, as
@@ -49,9 +48,6 @@ def tasks(teacher: Path | None, config: Any) -> tuple[SineTeacher, SineTeacher]:
 
     Drawn ones to train on, and the notes of a piano at each of LEVELS_DB.
     """
-    # a set-up says its own rate; without one it is the file's, where that says one
-    rate_hz = load_amp_model(teacher).sample_rate if teacher is not None and config is None else None
-    rates: dict[str, Any] = {} if rate_hz is None else {"sample_rate": rate_hz}
     training = SineTeacher(
         teacher=teacher,
         config=config,
@@ -59,7 +55,6 @@ def tasks(teacher: Path | None, config: Any) -> tuple[SineTeacher, SineTeacher]:
         midi_max=MIDI_MAX,
         db_min=DB_MIN,
         linear_db=True,
-        **rates,
     )
     # made anew: the training tones of some set-ups are shorter
     validation = SineTeacher(
@@ -68,7 +63,6 @@ def tasks(teacher: Path | None, config: Any) -> tuple[SineTeacher, SineTeacher]:
         target="bandlimited",
         validation=True,
         levels_db=LEVELS_DB,
-        **rates,
     )
     return training, validation
 

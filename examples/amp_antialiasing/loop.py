@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class Data:
 
 def run(options: Options) -> bool:
     """Trains as ``options`` say; False where Ctrl-C ended it before its end."""
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # tones are shared out among threads instead
     task, validating = tasks(options.teacher, options.config)
     student = student_of(task.teacher_path)
     recipe = _chosen(recipe_for(student.kind), options)
@@ -78,7 +77,7 @@ def run(options: Options) -> bool:
     with Metrics(options.out, state.place.step, options.wandb, shown) as metrics, interruptions() as stopped:
         done = fit(state, data, recipe, options, metrics, lambda: save(state, identity, checkpoint), stopped)
     if done:
-        finish(state, data, before, options.out)
+        finish(state, data, before, options)
     else:
         print(
             f"stopped after {state.place.step:,} steps; go on with the same command and --resume", flush=True
@@ -151,7 +150,7 @@ def fit(
     since, waited_s, tones = state.place.trained_s, 0.0, 0
     for batch, waiting_s in _batches(state, data):
         began = time.perf_counter()
-        loss = train_batch(state, batch, recipe, data.task.sample_rate, options.seed)
+        loss = train_batch(state, batch, recipe, data.task.sample_rate, options.seed, options.threads)
         if not math.isfinite(loss):
             raise parbake.ParbakeError(
                 f"step {state.place.step:,}: the loss is {loss}; the checkpoint before it is kept. "
@@ -172,9 +171,9 @@ def fit(
         if total is not None:
             reports = _part(state.place.step, total) != _part(place.step, total)
         if state.early is None and _is_early(state.place):
-            state.early = data.validation.scores(state.student), state.place.trained_s
+            state.early = data.validation.scores(state.student, options.threads), state.place.trained_s
         if reports:
-            place, scores = state.place, data.reported.scores(state.student)
+            place, scores = state.place, data.reported.scores(state.student, options.threads)
             epoch = place.epoch + place.batch / data.draws.batches
             took_s = max(place.trained_s - since, 1e-9)
             rest = {
@@ -231,12 +230,12 @@ def _is_early(place: Place) -> bool:
 # ---- the end
 
 
-def finish(state: Run, data: Data, before: Scores, out: Path) -> None:
+def finish(state: Run, data: Data, before: Scores, options: Options) -> None:
     """Student, table, results.json and figure."""
-    teacher = data.task.teacher_path
+    teacher, out = data.task.teacher_path, options.out
     saved = out / f"student{teacher.suffix}"
     save_student(state.student, teacher, saved)
-    after = data.validation.scores(state.student)
+    after = data.validation.scores(state.student, options.threads)
     rows = [("teacher", before)]
     if state.early is not None:
         rows.append((f"student after {_duration(state.early[1])}", state.early[0]))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from parbake.loaders.machine import cores
+
 
 @dataclass(frozen=True)
 class Options:
@@ -100,7 +102,7 @@ def parsed(argv: Sequence[str], description: str | None) -> Options:
         help="of order and places of windows; default %(default)s",
     )
     how.add_argument(
-        "--threads", type=_positive, default=1, metavar="N", help="of torch; default %(default)s"
+        "--threads", type=_positive, default=cores(), metavar="N", help="default: all cores, here %(default)s"
     )
     out = parser.add_argument_group("results")
     out.add_argument(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from students import Student
+from threads import side_by_side
 from torch import Tensor
 
 from parbake import Samples
@@ -73,16 +74,19 @@ class ValidationSet:
         levels = by_level(self.esr_s, ~np.isnan(self.esr_s))
         return Scores(levels, levels)
 
-    def scores(self, student: Student) -> Scores:
-        esr_s, error = [], []
-        for start in range(0, len(self.numbers), _BLOCK_TONES):
-            block = slice(start, start + _BLOCK_TONES)
+    def scores(self, student: Student, threads: int = 1) -> Scores:
+        def ratios(block: slice) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             output = last_second(student, self.x[block], self.y.shape[1])
             limited = band_limited(output, self.f0_hz[block], self.sample_rate)
-            esr_s.append(alias_ratio(output, limited).numpy())
-            error.append(alias_ratio(output, self.y[block].double()).numpy())
+            target = self.y[block].double()
+            return alias_ratio(output, limited).numpy(), alias_ratio(output, target).numpy()
+
+        starts = range(0, len(self.numbers), _BLOCK_TONES)
+        blocks = [slice(start, start + _BLOCK_TONES) for start in starts]
+        found = side_by_side(ratios, blocks, threads)
+        esr_s, error = (np.concatenate(parts) for parts in zip(*found, strict=True))
         sounding = ~np.isnan(self.esr_s)
-        return Scores(by_level(np.concatenate(esr_s), sounding), by_level(np.concatenate(error), sounding))
+        return Scores(by_level(esr_s, sounding), by_level(error, sounding))
 
 
 def read_validation(samples: Samples, sample_rate: float, notes: int) -> ValidationSet:

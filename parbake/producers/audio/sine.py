@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from parbake.errors import RecipeError
 from parbake.producers.audio.amp_models import AmpModel, amp_module, load_amp_model
 from parbake.producers.audio.bandlimited import alias_ratio, band_limited, kept_steps
-from parbake.producers.audio.paper import PAPER_CONFIGS, VALIDATION_DURATION_S, ConfigNumber
+from parbake.producers.audio.paper import PAPER_CONFIGS, VALIDATION_DURATION_S, ConfigNumber, PaperConfig
 from parbake.producers.audio.tones import VALIDATION_NOTES, ToneRanges, Tones, drawn_tones, validation_tones
 from parbake.producers.devices import usable_device
 from parbake.producers.recipe import option, settle
@@ -24,8 +24,8 @@ from parbake.store.layout import SAMPLE_NBYTES_MAX, Coord, Field
 
 DEFAULT_TEACHER = Path(__file__).resolve().parents[2] / "data" / "default_teacher.json"
 
-_ORDINARY = {"sample_rate": 44100.0, "duration": 1.2}  # what a config may say otherwise
-_FROM_CONFIG = cast(float, None)  # until __post_init__ has put a number there
+_ORDINARY = {"sample_rate": 44100.0, "duration": 1.2}  # what a config or a model file may say otherwise
+_LEFT_OUT = cast(float, None)  # until __post_init__ has put a number there
 _LEVELS_DB = (-200.0, 60.0)  # beyond them no stored dtype holds the tone
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
@@ -54,7 +54,8 @@ class SineTeacher:
 
     ``config``: a set-up of arXiv 2505.11375 (see ``paper``) gives sample_rate and duration (that of
     training tones, or 1.2 s in validation), which must not contradict it, and the family of network that
-    ``teacher`` has to hold; the number itself is no key.
+    ``teacher`` has to hold; the number itself is no key. Without a config a sample_rate that is left out
+    is the one that the teacher's file states; one that is given must not contradict the file.
 
     x is computed in float64; ``compute_dtype`` is the teacher's. Raises RecipeError for parameters
     that make no task, TeacherFileError for a teacher that cannot be used.
@@ -71,10 +72,10 @@ class SineTeacher:
     )
     num_samples: int = field(default=1600, metadata=option("Tones of the training set."))
     sample_rate: float = field(
-        default=_FROM_CONFIG, metadata=option("Hz. Default: the config's, else 44100.")
+        default=_LEFT_OUT, metadata=option("Hz. Default: the config's, else the teacher's, else 44100.")
     )
     duration: float = field(
-        default=_FROM_CONFIG, metadata=option("Seconds of each tone. Default: the config's, else 1.2.")
+        default=_LEFT_OUT, metadata=option("Seconds of each tone. Default: the config's, else 1.2.")
     )
     midi_min: float = field(default=21.0, metadata=option("Lowest MIDI note, fractions allowed."))
     midi_max: float = field(default=127.0, metadata=option("Highest MIDI note."))
@@ -110,12 +111,19 @@ class SineTeacher:
     teacher_sha256: str = field(init=False, repr=False)  # of the file when this was made
 
     def __post_init__(self) -> None:
-        _settle_with_config(self)
-        for check in (_check_time, _check_validation if self.validation else _check_training, _check_device):
-            check(self)
+        left_out = [name for name in _ORDINARY if getattr(self, name) is None]
+        for name in left_out:
+            object.__setattr__(self, name, _ORDINARY[name])
+        settle(self)
         if self.teacher is not None:
             object.__setattr__(self, "teacher", self.teacher.absolute())
+        if self.config is not None:
+            _apply_config(self, PAPER_CONFIGS[self.config], left_out)
         model = load_amp_model(self.teacher_path)
+        if self.config is None and "sample_rate" in left_out and model.sample_rate is not None:
+            object.__setattr__(self, "sample_rate", model.sample_rate)
+        for check in (_check_time, _check_validation if self.validation else _check_training, _check_device):
+            check(self)
         _check_model(self, model)
         object.__setattr__(self, "teacher_sha256", model.sha256)
 
@@ -231,15 +239,8 @@ def _refused(parameter: str, text: str) -> RecipeError:
     return RecipeError(f"{SineTeacher.name}: {parameter}: {text}")
 
 
-def _settle_with_config(recipe: SineTeacher) -> None:
-    """Coerces the parameters; those that were left out come from the config, else the ordinary ones."""
-    left_out = [name for name in _ORDINARY if getattr(recipe, name) is None]
-    for name in left_out:
-        object.__setattr__(recipe, name, _ORDINARY[name])
-    settle(recipe)
-    if recipe.config is None:
-        return
-    config = PAPER_CONFIGS[recipe.config]
+def _apply_config(recipe: SineTeacher, config: PaperConfig, left_out: Sequence[str]) -> None:
+    """Parameters that were left out are the config's; those that were given must not contradict it."""
     if recipe.teacher is None:
         raise _refused("config", f"{recipe.config} is {config}, whose weights come with --teacher FILE")
     duration_s = VALIDATION_DURATION_S if recipe.validation else config.duration
