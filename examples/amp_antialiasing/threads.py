@@ -1,4 +1,4 @@
-"""Tones side by side: on matrices as small as a student's torch's own threads gain little, or lose."""
+"""Tones side by side: on matrices as small as a student's torch's own threads gain little."""
 
 from __future__ import annotations
 
