@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import parbake
 from headline.tasks import Task, tasks
+from parbake.loaders.machine import cores
 from parbake.loaders.timing import one_torch_thread
 from parbake.producers import SineTeacher
 from parbake.producers.audio.amp_models import load_amp_model
@@ -144,11 +144,11 @@ def free(batch: Batch) -> float:
 
 
 def teaching(student: Student, recipe: Recipe, sample_rate: float) -> Step:
-    """What the example does with a batch."""
+    """What the example does with a batch, on all cores."""
     run = Run(student, torch.optim.Adam(student.parameters(), recipe.lr), Place())
 
     def step(batch: Batch) -> float:
-        return train_batch(run, batch[:3], recipe, sample_rate, seed=0) / recipe.windows
+        return train_batch(run, batch[:3], recipe, sample_rate, 0, cores()) / recipe.windows
 
     return step
 
@@ -157,9 +157,9 @@ def teaching(student: Student, recipe: Recipe, sample_rate: float) -> Step:
 
 
 def measure(folder: Path, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds of epochs, all ways in turn within each round, on one torch thread beside the workers."""
+    """Seconds of epochs, all ways in turn within each round, beside the workers."""
     scale = QUICK if quick else FULL
-    workers = len(os.sched_getaffinity(0))
+    workers = cores()
     bake_s, tone_s, rows = {}, {}, []
     with one_torch_thread():
         for task in tasks(quick):

@@ -52,8 +52,9 @@ EPOCH_HOW = """\
 in float64, one tone at a time. *Cached* are the same tones from a store, through `parbake.BatchLoader`,
 or through a plain DataLoader with {workers} workers. Batches of {batch}, in the same order; all ways
 must give the same loss, or nothing is written. y is the alias-free target (`--target bandlimited`), on
-the fly too. The training process has one torch thread in all ways, and workers are started before.
-Rounds: {rounds}. Waiting counts from the epoch's beginning, the first batch included.
+the fly too. In all ways the training process shares the tones of a batch out among the {workers} cores,
+one torch thread each, and workers are started before. Rounds: {rounds}. Waiting counts from the
+epoch's beginning, the first batch included.
 
 Students start as copies of their teacher. *Fine-tuning* is what `examples/amp_antialiasing` does with a
 batch: {windows}. *Light* is one of several windows. The *free* student has none: it sums the batch, so it
