@@ -69,8 +69,9 @@ def run(options: Options) -> bool:
     options.out.mkdir(parents=True, exist_ok=True)
     before = data.validation.teacher_scores()
     print(
-        f"{student.kind}, {data.identity}; the teacher: ESR-S {before.esr_s_mean:.2f} dB, "
-        f"{data.reported.teacher_scores().esr_s_mean:.2f} dB over the notes of a report",
+        f"{student.kind} at {task.sample_rate:g} Hz, {data.identity}; the teacher's aliases: ESR-S "
+        f"{before.esr_s_mean:.2f} dB, over the notes of a report "
+        f"{data.reported.teacher_scores().esr_s_mean:.2f} dB",
         flush=True,
     )
     shown = {name: str(value) for name, value in asdict(options).items()}
@@ -239,9 +240,14 @@ def finish(state: Run, data: Data, before: Scores, options: Options) -> None:
     rows = [("teacher", before)]
     if state.early is not None:
         rows.append((f"student after {_duration(state.early[1])}", state.early[0]))
-    rows.append((f"student after {_duration(state.place.trained_s)}", after))
+    rows.append((f"student at the end, {_duration(state.place.trained_s)}", after))
     text = table(rows)
     print(f"\n{text}\n", flush=True)
+    for name, ratio in (("aliases", "esr_s_mean"), ("error", "error_mean")):
+        if not getattr(after, ratio) <= getattr(before, ratio):  # not a number neither
+            print(
+                f"the student's {name} did not fall below its teacher's; it may need more steps", flush=True
+            )
     results: dict[str, Any] = {
         "kind": state.student.kind,
         "tones": data.identity,

@@ -73,14 +73,14 @@ def parsed(argv: Sequence[str], description: str | None) -> Options:
         type=_positive,
         default=88,
         metavar="N",
-        help="notes of each level to validate on, of 88; default all",
+        help="notes of each level to validate on, of the 88 that a store has; default all",
     )
     how = parser.add_argument_group("training")
     how.add_argument(
         "--minutes",
         type=_positive_number,
         metavar="M",
-        help="time to train; default 25, without validation and baking",
+        help="time to train, waiting for tones included; default 25, without validation and baking",
     )
     how.add_argument(
         "--epochs",

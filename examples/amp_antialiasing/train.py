@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from options import parsed
 
-from parbake.errors import ParbakeError, RecipeError, one_line
+from parbake.errors import ParbakeError, RecipeError, StaleStoreError, one_line
 
 STOPPED = 130  # exit code after Ctrl-C, as a shell has it
 
@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return 0 if run(options) else STOPPED
     except (ParbakeError, OSError) as error:
-        print(f"train.py: error: {one_line(error)}", file=sys.stderr)
+        way_out = " (remove it, or name another path for it)" if isinstance(error, StaleStoreError) else ""
+        print(f"train.py: error: {one_line(error)}{way_out}", file=sys.stderr)
         return 2 if isinstance(error, RecipeError) else 1
     except KeyboardInterrupt:
         saved = (options.out / "checkpoint.pt").exists()
