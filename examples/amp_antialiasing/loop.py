@@ -244,10 +244,8 @@ def finish(state: Run, data: Data, before: Scores, options: Options) -> None:
     text = table(rows)
     print(f"\n{text}\n", flush=True)
     for name, ratio in (("aliases", "esr_s_mean"), ("error", "error_mean")):
-        if not getattr(after, ratio) <= getattr(before, ratio):  # not a number neither
-            print(
-                f"the student's {name} did not fall below its teacher's; it may need more steps", flush=True
-            )
+        if not getattr(after, ratio) <= getattr(before, ratio):  # NaN is no better either
+            print(f"the student's {name} did not fall to its teacher's; it may need more steps", flush=True)
     results: dict[str, Any] = {
         "kind": state.student.kind,
         "tones": data.identity,
