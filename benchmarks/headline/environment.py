@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from parbake.loaders.machine import cores
+
 PACKAGES = ("parbake", "torch", "numpy", "scipy", "zarr", "numcodecs", "h5py")
 
 
@@ -29,7 +31,7 @@ def this_environment() -> Environment:
         packages={name: version(name) for name in PACKAGES},
         kernel=f"{platform.system()} {platform.release().split('-')[0]}",
         processor=_processor(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores(),
         memory_nbytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
 
